@@ -1,0 +1,79 @@
+//! Who may do what: callers, accounts, rules, and the [`Permit`] that everything which signs demands.
+//!
+//! Pure: no I/O, no clock, no device. Default deny: a request that no rule allows as a whole is denied.
+
+mod caller;
+mod policy;
+
+pub use caller::Caller;
+pub use policy::{Denied, Glob, Lifetime, Operation, Permit, Policy, Request, Rule};
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A service account that Signet signs for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Its email.
+    pub email: AccountEmail,
+    /// Its project, where configured.
+    pub project_id: Option<String>,
+    /// Whether an empty account in a request means this one.
+    pub default: bool,
+}
+
+/// The email of a service account: `local@domain`, at most 254 characters of `A-Z a-z 0-9 . - _ + @`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AccountEmail(String);
+
+impl AccountEmail {
+    /// The email as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AccountEmail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for AccountEmail {
+    type Err = InvalidEmail;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEmail> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_+".contains(&byte);
+        let valid = text.len() <= 254
+            && text.split_once('@').is_some_and(|(local, domain)| {
+                !local.is_empty() && !domain.is_empty() && local.bytes().chain(domain.bytes()).all(allowed)
+            });
+        if !valid {
+            return Err(InvalidEmail(text.chars().take(64).collect::<String>().escape_debug().to_string()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for AccountEmail {
+    type Error = InvalidEmail;
+
+    fn try_from(text: String) -> Result<Self, InvalidEmail> {
+        text.parse()
+    }
+}
+
+impl From<AccountEmail> for String {
+    fn from(email: AccountEmail) -> Self {
+        email.0
+    }
+}
+
+/// A text that is no email of a service account.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no service-account email such as app@project.iam.gserviceaccount.com")]
+pub struct InvalidEmail(String);

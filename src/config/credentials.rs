@@ -1,0 +1,1 @@
+//! Where secrets are found: relative to $CREDENTIALS_DIRECTORY, else to the configuration.

@@ -1,0 +1,346 @@
+//! Where private keys live: the traits of a device, its configuration, and its errors.
+//!
+//! Calls into a device block. One worker thread of one device process owns each [`Device`]; the daemon only ever holds
+//! a [`handle::Handle`]. This module knows nothing of callers, policies or JWTs.
+
+pub mod fault;
+pub mod handle;
+pub mod latch;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
+pub mod process;
+#[cfg(feature = "tpm")]
+pub mod tpm;
+pub mod tss2;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey, Signature};
+
+/// A place where private keys live and never leave. Calls block; one worker thread owns it.
+pub trait Device {
+    /// Reads the public half of a key, and by that makes sure that the key is there.
+    ///
+    /// # Errors
+    /// [`DeviceError`], classified.
+    fn public_key(&mut self, key: &KeyLocator) -> Result<PublicKey, DeviceError>;
+
+    /// Signs a digest. The caller verifies the signature.
+    ///
+    /// # Errors
+    /// [`DeviceError`], classified.
+    fn sign(&mut self, key: &KeyLocator, algorithm: Algorithm, digest: &Digest) -> Result<Signature, DeviceError>;
+}
+
+/// What only signetctl may do: the daemon never names this trait.
+pub trait Provision: Device {
+    /// Makes a key that never existed outside of the device.
+    ///
+    /// # Errors
+    /// [`DeviceError`], classified; nothing is left behind.
+    fn generate(&mut self, key: &NewKey) -> Result<CreatedKey, DeviceError>;
+
+    /// Takes a key that exists outside; its copy in the device can't be read again.
+    ///
+    /// # Errors
+    /// [`DeviceError`], classified; nothing is left behind.
+    fn import(&mut self, key: &PrivateKey, label: &str) -> Result<CreatedKey, DeviceError>;
+
+    /// Lists the signing keys in the device, Signet's or not.
+    ///
+    /// # Errors
+    /// [`DeviceError`], classified.
+    fn list(&mut self) -> Result<Vec<ListedKey>, DeviceError>;
+
+    /// Destroys a key. A TSS2 key lives in its file alone: there is nothing to destroy in the TPM.
+    ///
+    /// # Errors
+    /// [`DeviceError`], classified.
+    fn delete(&mut self, key: &KeyLocator) -> Result<(), DeviceError>;
+
+    /// Tells what the device is and can do.
+    ///
+    /// # Errors
+    /// [`DeviceError`], classified.
+    fn describe(&mut self) -> Result<Description, DeviceError>;
+}
+
+/// A key to be generated.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// What the key is called inside the device (CKA_LABEL). Not secret, not unique.
+    pub label: String,
+    /// What it will sign with.
+    pub algorithm: Algorithm,
+    /// The modulus' size; ignored for EC.
+    pub bits: u32,
+}
+
+/// A key that was generated or imported.
+#[derive(Clone, Debug)]
+pub struct CreatedKey {
+    /// Where it is now.
+    pub locator: KeyLocator,
+    /// Its public half, as the device told it.
+    pub public_key: PublicKey,
+}
+
+/// A key found in a device.
+#[derive(Clone, Debug)]
+pub struct ListedKey {
+    /// Where it is.
+    pub locator: KeyLocator,
+    /// Its label, where it has one.
+    pub label: String,
+    /// Its public half, where it is of a kind that Signet signs with.
+    pub public_key: Option<PublicKey>,
+}
+
+/// What a device is and can do, for `signetctl device show`: names and values, in the order to print them.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Description(pub Vec<(String, String)>);
+
+/// A private key on its way into a device: the numbers of RFC 8017, A.1.2 or of RFC 5915, big-endian, zeroised on drop.
+pub enum PrivateKey {
+    /// A two-prime RSA key.
+    Rsa {
+        /// n.
+        modulus: Vec<u8>,
+        /// e.
+        public_exponent: Vec<u8>,
+        /// d.
+        private_exponent: Zeroizing<Vec<u8>>,
+        /// p.
+        prime1: Zeroizing<Vec<u8>>,
+        /// q.
+        prime2: Zeroizing<Vec<u8>>,
+        /// d mod (p-1).
+        exponent1: Zeroizing<Vec<u8>>,
+        /// d mod (q-1).
+        exponent2: Zeroizing<Vec<u8>>,
+        /// q^-1 mod p.
+        coefficient: Zeroizing<Vec<u8>>,
+        /// The whole key as DER PKCS#8, for C_UnwrapKey.
+        pkcs8: Zeroizing<Vec<u8>>,
+    },
+    /// An EC key on P-256.
+    EcP256 {
+        /// The scalar, 32 bytes.
+        scalar: Zeroizing<Vec<u8>>,
+        /// The point's x, 32 bytes.
+        x: [u8; 32],
+        /// The point's y, 32 bytes.
+        y: [u8; 32],
+        /// The whole key as DER PKCS#8, for C_UnwrapKey.
+        pkcs8: Zeroizing<Vec<u8>>,
+    },
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rsa { .. } => "PrivateKey(RSA, redacted)",
+            Self::EcP256 { .. } => "PrivateKey(EC, redacted)",
+        })
+    }
+}
+
+/// A PIN, an auth value: never printed, zeroised on drop.
+#[derive(Clone)]
+pub struct Pin(Zeroizing<Vec<u8>>);
+
+impl Pin {
+    /// Reads a secret from a file of its first line; a final newline is not part of it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Misconfigured`] where it can't be read, is empty, or is over 256 bytes.
+    pub fn read(path: &Path) -> Result<Self, DeviceError> {
+        let misconfigured = |what: &dyn fmt::Display| DeviceError::Misconfigured(format!("{}: {what}", path.display()));
+        let bytes = Zeroizing::new(std::fs::read(path).map_err(|error| misconfigured(&error))?);
+        let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        match line.len() {
+            0 => Err(misconfigured(&"the file is empty")),
+            1..=256 => Ok(Self(Zeroizing::new(line.to_vec()))),
+            _ => Err(misconfigured(&"the first line is over 256 bytes")),
+        }
+    }
+
+    /// The secret itself.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pin(redacted)")
+    }
+}
+
+/// One configured device: what its process is told when it starts. Holds paths of secrets, never secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceConfig {
+    /// The name in the configuration; a file name, so of the same form as a [`KeyId`].
+    pub name: KeyId,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// A call that takes longer ends the device process.
+    pub call_limit: Duration,
+    /// How many jobs may wait in front of it.
+    pub queue: usize,
+    /// Where a refused PIN is remembered.
+    pub latch_file: PathBuf,
+}
+
+/// The kinds of device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceKind {
+    /// A PKCS#11 token.
+    Pkcs11(Pkcs11Config),
+    /// A TPM 2.0.
+    Tpm(TpmConfig),
+}
+
+/// A PKCS#11 token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pkcs11Config {
+    /// The module, an absolute path.
+    pub module: PathBuf,
+    /// Which of its tokens.
+    pub token: TokenSelector,
+    /// The user PIN; absent where the token has none.
+    pub pin_file: Option<PathBuf>,
+    /// How many sessions sign at once, at least 1.
+    pub sessions: usize,
+    /// Exactly these variables for the module; absent: the daemon's own.
+    pub environment: Option<BTreeMap<String, String>>,
+    /// Log in even where one more wrong PIN locks the token.
+    pub allow_final_pin_try: bool,
+}
+
+/// Which token of a module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenSelector {
+    /// The one with this label.
+    Label(String),
+    /// The one with this serial number.
+    Serial(String),
+    /// The one in the slot of this id.
+    Slot(u64),
+}
+
+/// A TPM 2.0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmConfig {
+    /// A TCTI string such as `device:/dev/tpmrm0` or `swtpm:path=/run/swtpm.sock`; `device` alone: the only TPM.
+    pub tcti: String,
+    /// The keys' auth value; absent: empty.
+    pub pin_file: Option<PathBuf>,
+    /// The owner hierarchy's auth value, for provisioning; absent: empty.
+    pub owner_auth_file: Option<PathBuf>,
+    /// How commands are authorised.
+    pub session: TpmSession,
+    /// What `device init` recorded; absent before.
+    pub parent: Option<TpmParent>,
+}
+
+/// How TPM commands are authorised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TpmSession {
+    /// A salted HMAC session with parameter encryption: nothing secret on the bus, nothing changed unnoticed.
+    #[default]
+    Protected,
+    /// A password session: fewer TPM commands, nothing hidden on the bus.
+    Plain,
+}
+
+/// The storage key that is the parent of all keys of a TPM, pinned by `device init`: nothing secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmParent {
+    /// Its persistent handle.
+    pub handle: u32,
+    /// Its TPM name, in hexadecimal: the hash algorithm's id and the hash of its public area.
+    pub name: String,
+}
+
+/// Why a device did not do what it was asked, by what a caller does about it. [`fault`] tells which code is what.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceError {
+    /// A passing condition of a working device. A retry helps, at once.
+    #[error("the device is busy: {0}")]
+    Transient(String),
+    /// The connection to the device, its session or its handles are lost. A retry on a new one helps.
+    #[error("the device is away: {0}")]
+    Away(String),
+    /// The PIN or auth value was refused, or would be: it is not tried again. `signetctl device unlatch` after mending it.
+    #[error("the PIN was refused: {0}")]
+    PinRefused(String),
+    /// The device works, the key does not: missing, another one, or sealed to another TPM. Only an operator helps.
+    #[error("{0}")]
+    Permanent(String),
+    /// What came back was wrong: a signature that does not verify, a response changed on the bus. It was not returned.
+    #[error("the device answered wrongly: {0}")]
+    Integrity(String),
+    /// The device or the key can't do this algorithm or size. Another request helps.
+    #[error("unsupported by the device: {0}")]
+    Unsupported(String),
+    /// The configuration can't work: no module, no such token, no PIN file. Only an operator helps.
+    #[error("{0}")]
+    Misconfigured(String),
+    /// Too much is waiting in front of the device. A retry helps, later.
+    #[error("too many requests are waiting for the device")]
+    Overloaded {
+        /// When the queue will have room.
+        retry_after: Duration,
+    },
+    /// The deadline passed, or would pass before the device's turn.
+    #[error("the deadline passed before the device answered")]
+    Late,
+}
+
+impl FromStr for TokenSelector {
+    type Err = String;
+
+    /// `LABEL`, `serial:SERIAL` or `slot:ID` (decimal, or hexadecimal with 0x).
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(serial) = text.strip_prefix("serial:") {
+            return Ok(Self::Serial(serial.to_owned()));
+        }
+        let Some(slot) = text.strip_prefix("slot:") else {
+            return Ok(Self::Label(text.to_owned()));
+        };
+        let id = match slot.strip_prefix("0x") {
+            Some(hexadecimal) => u64::from_str_radix(hexadecimal, 16),
+            None => slot.parse(),
+        };
+        id.map(Self::Slot).map_err(|error| format!("slot id {slot:?}: {error}"))
+    }
+}
+
+/// Opens a device for its worker thread. `worker` counts from 0.
+///
+/// # Errors
+/// [`DeviceError`], classified. `Misconfigured` where this build has no such device.
+pub fn open(config: &DeviceConfig) -> Result<Opened, DeviceError> {
+    match &config.kind {
+        #[cfg(feature = "pkcs11")]
+        DeviceKind::Pkcs11(pkcs11) => pkcs11::open(config, pkcs11),
+        #[cfg(feature = "tpm")]
+        DeviceKind::Tpm(tpm) => tpm::open(config, tpm),
+        #[cfg(not(all(feature = "pkcs11", feature = "tpm")))]
+        _ => Err(DeviceError::Misconfigured(format!("device {}: this build has no support for its kind", config.name))),
+    }
+}
+
+/// A device just opened: one [`Device`] for each worker thread, at least one.
+pub type Opened = Vec<Box<dyn Device + Send>>;

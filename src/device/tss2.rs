@@ -1,0 +1,1 @@
+//! The TSS2 PRIVATE KEY file form.

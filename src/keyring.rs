@@ -1,0 +1,197 @@
+//! The keyring file: which keys there are, where they live, and what each is for.
+//!
+//! `signetctl` writes it, the daemon reads it; this module owns its format and nothing else. Nothing in it is secret.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::access::AccountEmail;
+use crate::key::{Algorithm, KeyId, KeyLocator, PublicKey};
+
+/// One key of an account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRecord {
+    /// Its id.
+    pub kid: KeyId,
+    /// Whose it is.
+    pub account: AccountEmail,
+    /// What it signs JWTs with.
+    pub algorithm: Algorithm,
+    /// The name of its device in the configuration.
+    pub device: KeyId,
+    /// Where it is in that device.
+    pub locator: KeyLocator,
+    /// Its public half as recorded at provisioning: what every signature is checked against.
+    #[serde(rename = "spki", with = "spki_base64")]
+    pub public_key: PublicKey,
+    /// What it is for.
+    pub state: KeyState,
+    /// When it was generated or imported, in seconds since 1970.
+    pub created: u64,
+    /// When it last became active; of several active keys the newest signs.
+    pub activated: Option<u64>,
+    /// When it was retired.
+    pub retired: Option<u64>,
+}
+
+/// What a key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyState {
+    /// Published ahead of its first use.
+    Prepared,
+    /// Signs: of several, the newest does.
+    Active,
+    /// Signs no more; published until what it signed has expired.
+    Retired,
+}
+
+/// The keyring file's contents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keyring {
+    /// Every key, in the order of their creation.
+    pub keys: Vec<KeyRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyringFile {
+    version: u32,
+    keys: Vec<KeyRecord>,
+}
+
+impl Keyring {
+    /// The keyring's path under a state directory.
+    #[must_use]
+    pub fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("keyring.json")
+    }
+
+    /// Reads the keyring; a missing file is an empty keyring.
+    ///
+    /// # Errors
+    /// [`KeyringError`]; the file stays as it is.
+    pub fn load(state_dir: &Path) -> Result<Self, KeyringError> {
+        let path = Self::path(state_dir);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(KeyringError::Io { path, source }),
+        };
+        Self::parse(&text).map_err(|reason| KeyringError::Invalid { path, reason })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version } = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if version != VERSION {
+            return Err(format!("it is of version {version}, and this Signet knows version {VERSION} only"));
+        }
+        let file: KeyringFile = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        for (index, key) in file.keys.iter().enumerate() {
+            if file.keys.iter().take(index).any(|earlier| earlier.kid == key.kid) {
+                return Err(format!("the key id {} stands in it twice", key.kid));
+            }
+            if key.algorithm.key_type() != key.public_key.key_type() {
+                return Err(format!("the key {} can't sign {}", key.kid, key.algorithm));
+            }
+        }
+        Ok(Self { keys: file.keys })
+    }
+
+    /// Writes the keyring: to a new file, synced, then renamed over the old one, so that a crash or a full disk loses nothing.
+    ///
+    /// # Errors
+    /// [`KeyringError::Io`]; the old file stays as it was.
+    pub fn save(&self, state_dir: &Path) -> Result<(), KeyringError> {
+        let path = Self::path(state_dir);
+        let file = KeyringFile { version: VERSION, keys: self.keys.clone() };
+        let written = serde_json::to_vec_pretty(&file).map_err(io::Error::from).and_then(|json| replace(&path, &json));
+        written.map_err(|source| KeyringError::Io { path, source })
+    }
+
+    /// The key of an id.
+    #[must_use]
+    pub fn key(&self, kid: &KeyId) -> Option<&KeyRecord> {
+        self.keys.iter().find(|key| key.kid == *kid)
+    }
+
+    /// The active keys of an account, the newest first.
+    #[must_use]
+    pub fn active(&self, account: &AccountEmail) -> Vec<&KeyRecord> {
+        let mut keys: Vec<_> =
+            self.keys.iter().filter(|key| key.account == *account && key.state == KeyState::Active).collect();
+        keys.sort_by_key(|key| std::cmp::Reverse(key.activated));
+        keys
+    }
+}
+
+/// Replaces a file as a whole, mode 0600: a reader sees the old contents or the new ones, and so does a reboot.
+///
+/// # Errors
+/// Whatever the file system says; the old file stays as it was and no new one is left.
+pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let new = directory.join(format!(".{}.{}", name.display(), std::process::id()));
+    let write = || {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(directory)?.sync_all()
+    };
+    write().inspect_err(|_error| {
+        let _ = fs::remove_file(&new);
+    })
+}
+
+/// Why the keyring can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The file is damaged, or of a newer Signet. It is never overwritten: restore it from a backup, or use the newer Signet.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A public key as base64 of its DER SubjectPublicKeyInfo.
+mod spki_base64 {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::key::PublicKey;
+
+    pub(super) fn serialize<S: Serializer>(key: &PublicKey, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(key.spki()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PublicKey, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let spki = STANDARD.decode(text).map_err(D::Error::custom)?;
+        PublicKey::from_spki(&spki).map_err(D::Error::custom)
+    }
+}
+
+const VERSION: u32 = 1;

@@ -1,0 +1,39 @@
+//! Signet holds service-account keys in a TPM 2.0 or a PKCS#11 token and gives local applications signatures and
+//! short-lived JWTs over a unix socket. `signetd` is the daemon, `signetctl` provisions keys and talks to it.
+//!
+//! ARCHITECTURE.md is the map. Who may import whom (`tests/tidy.rs` enforces it):
+//!
+//! | module | may use |
+//! |---|---|
+//! | [`key`] | nothing of ours |
+//! | [`access`] | key |
+//! | [`keyring`] | key, access |
+//! | [`jwt`] | key, access |
+//! | [`device`] | key |
+//! | `signer` | access, jwt, key, keyring, device::{handle, DeviceError} |
+//! | `front` | signer, access, jwt, key |
+//! | `config` | everything's plain configuration types |
+//! | `ctl` | device, jwt, key, keyring, config, the generated gRPC client |
+//! | `daemon` | all |
+
+pub mod access;
+pub mod config;
+pub mod device;
+pub mod jwt;
+pub mod key;
+pub mod keyring;
+
+/// The generated messages, services and clients of `proto/`.
+pub mod proto {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::unwrap_used,
+        reason = "generated from proto/, where the comments are"
+    )]
+    tonic::include_proto!("signet.v1");
+
+    /// Every compiled proto, for server reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
