@@ -29,7 +29,7 @@ pub mod proto {
         missing_docs,
         unreachable_pub,
         clippy::all,
-        clippy::unwrap_used,
+        clippy::restriction,
         reason = "generated from proto/, where the comments are"
     )]
     tonic::include_proto!("signet.v1");
