@@ -90,6 +90,8 @@ pub struct CreatedKey {
     pub locator: KeyLocator,
     /// Its public half, as the device told it.
     pub public_key: PublicKey,
+    /// A TPM key's TSS2 PRIVATE KEY file, the source of a key that is also persistent: keep it.
+    pub tss2: Option<String>,
 }
 
 /// A key found in a device.
@@ -241,7 +243,7 @@ pub enum TokenSelector {
 /// A TPM 2.0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TpmConfig {
-    /// A TCTI string such as `device:/dev/tpmrm0` or `swtpm:path=/run/swtpm.sock`; `device` alone: the only TPM.
+    /// A TCTI string such as `device:/dev/tpmrm0` or `swtpm:host=127.0.0.1,port=2321`; `device` alone: the only TPM.
     pub tcti: String,
     /// The keys' auth value; absent: empty.
     pub pin_file: Option<PathBuf>,
