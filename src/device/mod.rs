@@ -340,8 +340,67 @@ pub fn open(config: &DeviceConfig) -> Result<Opened, DeviceError> {
         #[cfg(feature = "tpm")]
         DeviceKind::Tpm(tpm) => tpm::open(config, tpm),
         #[cfg(not(all(feature = "pkcs11", feature = "tpm")))]
-        _ => Err(DeviceError::Misconfigured(format!("device {}: this build has no support for its kind", config.name))),
+        _ => Err(unsupported(config)),
     }
+}
+
+/// Opens a device for provisioning. `persistent` is for TPMs, see [`CreatedKey`]; absent: as the TPM's connection suggests.
+///
+/// # Errors
+/// [`DeviceError`], classified. `Misconfigured` where this build has no such device.
+pub fn provision(config: &DeviceConfig, persistent: Option<bool>) -> Result<Box<dyn Provision>, DeviceError> {
+    let _ = persistent;
+    match &config.kind {
+        #[cfg(feature = "pkcs11")]
+        DeviceKind::Pkcs11(pkcs11) => pkcs11::provision(config, pkcs11),
+        #[cfg(feature = "tpm")]
+        DeviceKind::Tpm(tpm) => {
+            let persistent = persistent.unwrap_or_else(|| tpm::behind_resource_manager(&tpm.tcti));
+            tpm::provision(config, tpm, persistent)
+        }
+        #[cfg(not(all(feature = "pkcs11", feature = "tpm")))]
+        _ => Err(unsupported(config)),
+    }
+}
+
+/// Takes a TSS2 PRIVATE KEY file that another tool made for this TPM. Opens the TPM itself: not while it is open here.
+///
+/// # Errors
+/// [`DeviceError`], classified. `Unsupported` where the device is no TPM.
+pub fn adopt(config: &DeviceConfig, persistent: Option<bool>, pem: &str) -> Result<CreatedKey, DeviceError> {
+    let _ = (persistent, pem);
+    match &config.kind {
+        #[cfg(feature = "tpm")]
+        DeviceKind::Tpm(tpm) => {
+            let persistent = persistent.unwrap_or_else(|| tpm::behind_resource_manager(&tpm.tcti));
+            tpm::adopt(config, tpm, persistent, pem)
+        }
+        _ => Err(DeviceError::Unsupported(format!("a TSS2 file is a TPM's, and {} is none", config.name))),
+    }
+}
+
+/// Makes a device ready for its first key: initialises a PKCS#11 token with the security officer's PIN, or makes a
+/// TPM's parent key persistent and returns what pins it.
+///
+/// # Errors
+/// [`DeviceError`], classified. `Misconfigured` where this build has no such device.
+pub fn init(config: &DeviceConfig, so_pin: Option<&Pin>) -> Result<Option<TpmParent>, DeviceError> {
+    match &config.kind {
+        #[cfg(feature = "pkcs11")]
+        DeviceKind::Pkcs11(pkcs11) => {
+            let so_pin = so_pin.ok_or_else(|| DeviceError::Misconfigured("no security officer's PIN".to_owned()))?;
+            pkcs11::init(config, pkcs11, so_pin).map(|()| None)
+        }
+        #[cfg(feature = "tpm")]
+        DeviceKind::Tpm(tpm) => tpm::init(config, tpm).map(Some),
+        #[cfg(not(all(feature = "pkcs11", feature = "tpm")))]
+        _ => Err(unsupported(config)),
+    }
+}
+
+#[cfg(not(all(feature = "pkcs11", feature = "tpm")))]
+fn unsupported(config: &DeviceConfig) -> DeviceError {
+    DeviceError::Misconfigured(format!("device {}: this build has no support for its kind", config.name))
 }
 
 /// A device just opened: one [`Device`] for each worker thread, at least one.

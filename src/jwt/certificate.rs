@@ -36,7 +36,7 @@ pub fn self_signed(
     public_key: &PublicKey,
     algorithm: Algorithm,
     profile: &Profile<'_>,
-    sign: &(dyn Fn(&Digest) -> Result<Signature, String> + Send + Sync),
+    sign: &dyn Fn(&Digest) -> Result<Signature, String>,
 ) -> Result<String, CertificateError> {
     let _ = (public_key, algorithm, profile, sign);
     Err(CertificateError::Malformed("stub".to_owned()))
