@@ -1,14 +1,28 @@
-//! The configuration, valid by construction. [`file`] is the TOML as it is written, [`credentials`] finds secrets.
+//! The configuration, valid by construction: [`Config::load`] is the only way to one.
+//!
+//! `file` is the TOML as it is written, `devices` and `rules` make sense of it, `credentials` finds secrets (never
+//! reads them), `trust` refuses what others could change. Nothing here runs anything.
 
-pub mod credentials;
-pub mod file;
+mod credentials;
+mod devices;
+mod file;
+mod rules;
+mod trust;
 
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::unistd::{Group, User};
+use toml::Spanned;
 
 use crate::access::{Account, Policy};
 use crate::device::DeviceConfig;
 use crate::key::KeyId;
+use credentials::Folders;
+use file::{File, Principal, Source};
+use trust::Untrusted;
 
 /// Everything that `signetd` and `signetctl` are told.
 #[derive(Clone, Debug)]
@@ -70,7 +84,42 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the file, the line and the field, and says what to do.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Err(ConfigError { path: path.to_owned(), what: "stub".to_owned(), remedy: None })
+        let (path, text) = read(path)?;
+        let source = Source { path: &path, text: &text };
+        let written: File = source.parse()?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+        let folders = Folders { credentials: credentials.as_deref(), config: folder };
+
+        let state_dir = folder.join(written.state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR)));
+        if let Ok(metadata) = fs::metadata(&state_dir) {
+            trust::not_writable_by_others(&state_dir, &metadata).map_err(|untrusted| distrust(&path, &untrusted))?;
+        }
+        let accounts = rules::accounts(source, written.account)?;
+        Ok(Self {
+            listen: Listen::new(source, folder, written.listen)?,
+            devices: devices::compile(source, folders, &state_dir, written.device)?,
+            policy: Policy::new(accounts.clone(), rules::compile(source, &accounts, written.allow)?),
+            accounts,
+            audit: Audit {
+                path: written.audit.path.map_or_else(|| state_dir.join("audit.log"), |log| folder.join(log)),
+                fsync: written.audit.fsync,
+            },
+            max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
+            state_dir,
+            path,
+        })
+    }
+
+    /// Reads only where the daemon listens: what a client may know that can't look at devices and secrets.
+    ///
+    /// # Errors
+    /// [`ConfigError`], as [`Config::load`].
+    pub fn socket(path: &Path) -> Result<PathBuf, ConfigError> {
+        let (path, text) = read(path)?;
+        let source = Source { path: &path, text: &text };
+        let written: File = source.parse()?;
+        Listen::new(source, path.parent().unwrap_or(Path::new("/")), written.listen).map(|listen| listen.grpc)
     }
 
     /// The device of a name.
@@ -91,3 +140,92 @@ pub struct ConfigError {
     /// What to do about it.
     pub remedy: Option<String>,
 }
+
+impl Listen {
+    fn new(source: Source<'_>, folder: &Path, written: file::Listen) -> Result<Self, ConfigError> {
+        let grpc = match written.grpc {
+            None => PathBuf::from(DEFAULT_SOCKET),
+            Some(path) => {
+                let grpc = folder.join(path.get_ref());
+                let length = grpc.as_os_str().as_bytes().len();
+                if length > LONGEST_SOCKET_PATH {
+                    let what = format!("{} is {length} bytes long; a socket's path has at most 107", grpc.display());
+                    return Err(source.wrong(
+                        path.span(),
+                        "listen.grpc",
+                        what,
+                        "choose a shorter path, such as one in /run",
+                    ));
+                }
+                grpc
+            }
+        };
+        let mode = match &written.mode {
+            None => DEFAULT_SOCKET_MODE,
+            Some(mode) => {
+                u32::from_str_radix(mode.get_ref(), 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
+                    let what = format!("{:?} is no mode", mode.get_ref());
+                    source.wrong(mode.span(), "listen.mode", what, r#"write it in octal, such as "0660""#)
+                })?
+            }
+        };
+        let group = written.group.map(|group| gid(source, "listen.group", &group)).transpose()?;
+        Ok(Self { grpc, mode, group })
+    }
+}
+
+/// Reads a file that nobody else can change; returns its path without links too.
+fn read(path: &Path) -> Result<(PathBuf, String), ConfigError> {
+    let (path, metadata) = trust::walk(path).map_err(|untrusted| distrust(path, &untrusted))?;
+    let unusable =
+        |what: String, remedy: &str| ConfigError { path: path.clone(), what, remedy: Some(remedy.to_owned()) };
+    if !metadata.is_file() || metadata.len() > LONGEST_FILE {
+        return Err(unusable("it is no file of at most 1 MiB".to_owned(), "name a configuration file with --config"));
+    }
+    let text = fs::read_to_string(&path)
+        .map_err(|error| unusable(error.to_string(), "make it a UTF-8 text that this user can read"))?;
+    Ok((path, text))
+}
+
+fn distrust(path: &Path, untrusted: &Untrusted) -> ConfigError {
+    let what = match untrusted {
+        Untrusted::Unreadable { path: unreadable, source } if unreadable == path => source.to_string(),
+        other => other.to_string(),
+    };
+    ConfigError { path: path.to_owned(), what, remedy: Some(untrusted.remedy()) }
+}
+
+fn uid(source: Source<'_>, field: &str, user: &Spanned<Principal>) -> Result<u32, ConfigError> {
+    principal(source, field, user, "user", |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))
+}
+
+fn gid(source: Source<'_>, field: &str, group: &Spanned<Principal>) -> Result<u32, ConfigError> {
+    principal(source, field, group, "group", |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))
+}
+
+fn principal(
+    source: Source<'_>,
+    field: &str,
+    written: &Spanned<Principal>,
+    kind: &str,
+    look_up: impl FnOnce(&str) -> nix::Result<Option<u32>>,
+) -> Result<u32, ConfigError> {
+    let name = match written.get_ref() {
+        Principal::Number(id) => return Ok(*id),
+        Principal::Name(name) => name,
+    };
+    let wrong = |what: String| source.wrong(written.span(), field, what, format!("add the {kind}, or give a number"));
+    match look_up(name) {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(wrong(format!("there is no {kind} {name:?}"))),
+        Err(error) => Err(wrong(format!("looking up the {kind} {name:?}: {error}"))),
+    }
+}
+
+const DEFAULT_STATE_DIR: &str = "/var/lib/signet";
+const DEFAULT_SOCKET: &str = "/run/signet/signet.sock";
+const DEFAULT_SOCKET_MODE: u32 = 0o660;
+const DEFAULT_CACHE_TIME: Duration = Duration::from_secs(15 * 60);
+/// `sun_path` has 108 bytes with its final NUL (unix(7)).
+const LONGEST_SOCKET_PATH: usize = 107;
+const LONGEST_FILE: u64 = 1 << 20;

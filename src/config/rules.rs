@@ -1,0 +1,137 @@
+//! `[[account]]` and `[[allow]]`.
+
+use std::collections::BTreeMap;
+
+use toml::Spanned;
+
+use super::file::{Account as WrittenAccount, Allow, Principal, Source};
+use super::{ConfigError, gid, uid};
+use crate::access::{Account, AccountEmail, Glob, Rule};
+
+/// Every account, in the order in which they are written.
+pub(super) fn accounts(source: Source<'_>, written: Vec<WrittenAccount>) -> Result<Vec<Account>, ConfigError> {
+    if written.is_empty() {
+        let remedy = "add an [[account]] with the service account's email";
+        return Err(source.wrong(0..0, "account", "there is none", remedy));
+    }
+    let mut accounts: Vec<Account> = Vec::new();
+    for account in written {
+        let email = account.email.get_ref().clone();
+        if accounts.iter().any(|other| other.email == email) {
+            let what = format!("{email} stands here twice");
+            return Err(source.wrong(account.email.span(), "account.email", what, "remove one of the two"));
+        }
+        if let Some(default) = account.default.as_ref().filter(|default| *default.get_ref())
+            && let Some(other) = accounts.iter().find(|other| other.default)
+        {
+            let what = format!("{} is the default account already", other.email);
+            return Err(source.wrong(default.span(), "account.default", what, "leave it at one account"));
+        }
+        let default = account.default.is_some_and(Spanned::into_inner);
+        accounts.push(Account { email, project_id: account.project_id, default });
+    }
+    Ok(accounts)
+}
+
+/// Every rule, in the order in which they are written.
+pub(super) fn compile(source: Source<'_>, accounts: &[Account], written: Vec<Allow>) -> Result<Vec<Rule>, ConfigError> {
+    written.into_iter().map(|allow| Scope { source, accounts }.rule(allow)).collect()
+}
+
+#[derive(Clone, Copy)]
+struct Scope<'a> {
+    source: Source<'a>,
+    accounts: &'a [Account],
+}
+
+impl Scope<'_> {
+    fn rule(self, written: Allow) -> Result<Rule, ConfigError> {
+        if written.users.is_none() && written.groups.is_none() {
+            let remedy = "name at least one user or group: nothing is allowed to everybody";
+            return Err(self.source.wrong(written.accounts.span(), "allow", "it names nobody", remedy));
+        }
+        Ok(Rule {
+            users: self.people("allow.users", written.users, uid)?,
+            groups: self.people("allow.groups", written.groups, gid)?,
+            accounts: self.known_accounts(written.accounts)?,
+            operations: self.not_empty("allow.operations", written.operations)?,
+            audiences: self.globs("allow.audiences", written.audiences)?,
+            scopes: self.globs("allow.scopes", written.scopes)?,
+            claims: written.claims.map(|claims| self.claims(claims)).transpose()?,
+            blob_prefixes: written.blob_prefixes.map(|prefixes| self.prefixes(prefixes)).transpose()?,
+            max_lifetime: written.max_lifetime.map(|span| span.0),
+        })
+    }
+
+    fn people(
+        self,
+        field: &str,
+        written: Option<Spanned<Vec<Spanned<Principal>>>>,
+        id: fn(Source<'_>, &str, &Spanned<Principal>) -> Result<u32, ConfigError>,
+    ) -> Result<Option<Vec<u32>>, ConfigError> {
+        let Some(written) = written else { return Ok(None) };
+        let people = self.not_empty(field, written)?;
+        people.iter().map(|one| id(self.source, field, one)).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn known_accounts(self, written: Spanned<Vec<Spanned<AccountEmail>>>) -> Result<Vec<AccountEmail>, ConfigError> {
+        let known = |email: Spanned<AccountEmail>| {
+            if self.accounts.iter().any(|account| account.email == *email.get_ref()) {
+                return Ok(email.into_inner());
+            }
+            let what = format!("there is no account {}", email.get_ref());
+            Err(self.source.wrong(email.span(), "allow.accounts", what, "correct it, or add an [[account]] for it"))
+        };
+        self.not_empty("allow.accounts", written)?.into_iter().map(known).collect()
+    }
+
+    fn claims(self, written: Spanned<BTreeMap<String, Vec<String>>>) -> Result<Vec<(String, Vec<Glob>)>, ConfigError> {
+        let place = written.span();
+        let wrong = |what: String, remedy: &str| self.source.wrong(place.clone(), "allow.claims", what, remedy);
+        if let Some(ruled) = written.get_ref().keys().find(|name| RULED_ELSEWHERE.contains(&name.as_str())) {
+            let remedy = "use audiences, scopes and max_lifetime; iss, sub and email are always the account's own";
+            return Err(wrong(format!("the claim {ruled:?} is not ruled here"), remedy));
+        }
+        if let Some((name, _)) = written.get_ref().iter().find(|(_, globs)| globs.is_empty()) {
+            return Err(wrong(format!("the list of {name:?} is empty"), EMPTY));
+        }
+        // An empty table is no mistake: it allows no claims but those that are ruled elsewhere.
+        Ok(written.into_inner().into_iter().map(|(name, globs)| (name, compile_globs(&globs))).collect())
+    }
+
+    fn prefixes(self, written: Spanned<Vec<String>>) -> Result<Vec<Vec<u8>>, ConfigError> {
+        let place = written.span();
+        let prefixes = self.not_empty("allow.blob_prefixes", written)?;
+        if prefixes.iter().any(String::is_empty) {
+            let remedy = "remove it; without blob_prefixes every blob is allowed that is no JWT";
+            return Err(self.source.wrong(
+                place,
+                "allow.blob_prefixes",
+                "every blob begins with an empty prefix",
+                remedy,
+            ));
+        }
+        Ok(prefixes.into_iter().map(String::into_bytes).collect())
+    }
+
+    fn globs(self, field: &str, written: Option<Spanned<Vec<String>>>) -> Result<Option<Vec<Glob>>, ConfigError> {
+        written.map(|written| self.not_empty(field, written).map(|globs| compile_globs(&globs))).transpose()
+    }
+
+    fn not_empty<T>(self, field: &str, written: Spanned<Vec<T>>) -> Result<Vec<T>, ConfigError> {
+        if written.get_ref().is_empty() {
+            return Err(self.source.wrong(written.span(), field, "the list is empty", EMPTY));
+        }
+        Ok(written.into_inner())
+    }
+}
+
+fn compile_globs(patterns: &[String]) -> Vec<Glob> {
+    patterns.iter().map(|pattern| Glob::new(pattern)).collect()
+}
+
+const EMPTY: &str = "name at least one, or remove it";
+
+/// Claims that other conditions rule, or that nobody chooses.
+const RULED_ELSEWHERE: [&str; 10] =
+    ["iss", "sub", "email", "aud", "scope", "target_audience", "iat", "exp", "nbf", "jti"];
