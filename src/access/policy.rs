@@ -111,6 +111,12 @@ impl Policy {
         Self { accounts: accounts.into_iter().map(Arc::new).collect(), rules }
     }
 
+    /// Every rule; a [`Permit`] tells its number, counted from 1.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
     /// The account of this email, where configured.
     #[must_use]
     pub fn account(&self, email: &AccountEmail) -> Option<&Arc<Account>> {

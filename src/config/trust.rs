@@ -33,7 +33,10 @@ impl Untrusted {
             Self::Unreadable { path, source } if source.kind() == io::ErrorKind::NotFound => {
                 format!("correct the path, or make {}", path.display())
             }
-            Self::Unreadable { path, .. } => format!("let uid {} reach {}", Uid::effective(), path.display()),
+            Self::Unreadable { path, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+                format!("let uid {} reach {}", Uid::effective(), path.display())
+            }
+            Self::Unreadable { .. } => "correct the path".to_owned(),
             Self::Owner { path, .. } => format!("chown root {}", path.display()),
             Self::Writable { path, .. } => format!("chmod go-w {}", path.display()),
             Self::Readable { path, .. } => format!("chmod 0600 {}", path.display()),

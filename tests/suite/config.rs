@@ -1,1 +1,533 @@
-//! To come.
+//! The configuration: what a file says is what comes of it, and each thing that is wrong is refused with its place and
+//! what to do about it. T13: nothing that others could change or read is relied on.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use signet::access::{Glob, Operation};
+use signet::config::{Config, ConfigError, Fsync};
+use signet::device::{DeviceKind, TokenSelector, TpmParent, TpmSession};
+use tempfile::TempDir;
+
+/// A folder with a configuration, its PIN and a file that stands for a module.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = Self(tempfile::Builder::new().prefix("signet-config-").tempdir().unwrap());
+        folder.write("pin", 0o600, "123456\n");
+        folder.write("module.so", 0o644, "");
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, mode: u32, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+        self.chmod(name, mode);
+    }
+
+    fn chmod(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// A configuration that is right.
+    fn text(&self) -> String {
+        format!(
+            r#"
+state_dir = "state"
+
+[[device]]
+name = "hsm"
+kind = "pkcs11"
+module = "{}"
+token = "signet"
+pin_file = "pin"
+
+[[account]]
+email = "app@project.iam.gserviceaccount.com"
+
+[[allow]]
+users = ["root"]
+accounts = ["app@project.iam.gserviceaccount.com"]
+operations = ["sign-jwt"]
+"#,
+            self.path("module.so").display()
+        )
+    }
+
+    fn load(&self, text: &str) -> Result<Config, ConfigError> {
+        self.write("signet.toml", 0o644, text);
+        Config::load(&self.path("signet.toml"))
+    }
+
+    fn refusal(&self) -> String {
+        let error = Config::load(&self.path("signet.toml")).expect_err("refused");
+        format!("error: {error}\ntry: {}", error.remedy.as_ref().expect("a remedy"))
+    }
+}
+
+/// Loads the right configuration with one thing changed in it, and says how that was refused.
+fn refused(from: &str, to: &str) -> String {
+    let folder = Folder::new();
+    let text = folder.text();
+    assert!(text.contains(from), "{from:?} is not in the text");
+    folder.load(&text).expect("the text itself is right");
+    folder.write("signet.toml", 0o644, &text.replacen(from, to, 1));
+    folder.refusal()
+}
+
+fn assert_says(refusal: &str, parts: &[&str]) {
+    assert!(refusal.starts_with("error: /"), "no file: {refusal}");
+    for part in parts {
+        assert!(refusal.contains(part), "{part:?} is not in: {refusal}");
+    }
+}
+
+#[test]
+fn the_reference_configuration_loads() {
+    let reference = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/signet.toml")).unwrap();
+    let folder = Folder::new();
+    folder.write("owner-auth", 0o600, "secret\n");
+    // Its users, groups and module need not exist on this machine.
+    let text = reference
+        .replace("/usr/lib/softhsm/libsofthsm2.so", folder.path("module.so").to_str().unwrap())
+        .replace("\"app\"", "\"root\"")
+        .replace("\"signet-clients\"", "\"root\"")
+        .replace("/var/lib/signet", folder.path("state").to_str().unwrap());
+    let config = folder.load(&text).unwrap();
+    assert_eq!(config.devices.len(), 2);
+    assert!(matches!(config.devices[0].kind, DeviceKind::Pkcs11(_)));
+    assert!(matches!(config.devices[1].kind, DeviceKind::Tpm(_)));
+    assert_eq!(config.listen.grpc, Path::new("/run/signet/signet.sock"));
+
+    // Every key that stands there as a comment is one too.
+    let uncommented: String =
+        text.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
+    assert_ne!(uncommented, text);
+    folder.load(&uncommented).unwrap();
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let folder = Folder::new();
+    let config = folder.load(&folder.text().replace("state_dir = \"state\"", "")).unwrap();
+    assert_eq!(config.state_dir, Path::new("/var/lib/signet"));
+    assert_eq!(config.listen.grpc, Path::new("/run/signet/signet.sock"));
+    assert_eq!((config.listen.mode, config.listen.group), (0o660, None));
+    assert_eq!(config.audit.path, Path::new("/var/lib/signet/audit.log"));
+    assert_eq!(config.audit.fsync, Fsync::Interval);
+    assert_eq!(config.max_client_cache_time, Duration::from_secs(900));
+    assert_eq!(config.devices[0].call_limit, Duration::from_secs(10));
+    assert_eq!(config.devices[0].latch_file, Path::new("/var/lib/signet/latches/hsm.json"));
+    assert_eq!(config.policy.default_account().unwrap().email.as_str(), "app@project.iam.gserviceaccount.com");
+}
+
+#[test]
+fn relative_paths_are_relative_to_the_file_however_it_was_named() {
+    let folder = Folder::new();
+    folder.load(&folder.text()).unwrap();
+    let elsewhere = TempDir::new().unwrap();
+    symlink(folder.path("signet.toml"), elsewhere.path().join("link.toml")).unwrap();
+    let real = fs::canonicalize(folder.0.path()).unwrap();
+    for name in [folder.path("signet.toml"), elsewhere.path().join("link.toml")] {
+        let config = Config::load(&name).unwrap();
+        assert_eq!(config.path, real.join("signet.toml"));
+        assert_eq!(config.state_dir, real.join("state"));
+        let DeviceKind::Pkcs11(pkcs11) = &config.devices[0].kind else { panic!("not pkcs11") };
+        assert_eq!(pkcs11.pin_file.as_deref(), Some(real.join("pin").as_path()));
+    }
+}
+
+#[test]
+fn everything_that_is_written_arrives() {
+    let folder = Folder::new();
+    let text = folder.text()
+        .replace("token = \"signet\"", "token = \"serial:0a1b\"\nsessions = 7\nallow_final_pin_try = true\nqueue = 9\ncall_limit = \"1500ms\"\nenvironment = { A = \"b\" }")
+        .replace("users = [\"root\"]", "users = [\"root\", 1234]\ngroups = [\"root\", \"77\"]\naudiences = [\"https://*\"]\nscopes = [\"s\"]\nclaims = { role = [\"a*\"] }\nblob_prefixes = [\"GOOG4-RSA-SHA256\\n\"]\nmax_lifetime = \"30m\"")
+        .replace("[[account]]", "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path=/x\"\nsession = \"plain\"\n\n[listen]\ngrpc = \"s.sock\"\nmode = \"0600\"\ngroup = 0\n\n[audit]\npath = \"a.log\"\nfsync = \"always\"\n\n[[account]]\nproject_id = \"project\"\ndefault = true")
+        .replace("state_dir = \"state\"", "state_dir = \"state\"\nmax_client_cache_time = \"1h\"");
+    fs::create_dir_all(folder.path("state/devices")).unwrap();
+    folder.write("state/devices/tpm.json", 0o644, r#"{"handle":2164260864,"name":"000b00"}"#);
+    let config = folder.load(&text).unwrap();
+
+    let device = &config.devices[0];
+    assert_eq!((device.queue, device.call_limit), (9, Duration::from_millis(1500)));
+    let DeviceKind::Pkcs11(pkcs11) = &device.kind else { panic!("not pkcs11") };
+    assert_eq!(pkcs11.token, TokenSelector::Serial("0a1b".to_owned()));
+    assert_eq!((pkcs11.sessions, pkcs11.allow_final_pin_try), (7, true));
+    assert_eq!(pkcs11.environment.as_ref().unwrap()["A"], "b");
+    let DeviceKind::Tpm(tpm) = &config.devices[1].kind else { panic!("no tpm") };
+    assert_eq!((tpm.tcti.as_str(), tpm.session), ("swtpm:path=/x", TpmSession::Plain));
+    assert_eq!(tpm.parent, Some(TpmParent { handle: 0x8100_0000, name: "000b00".to_owned() }));
+    assert!(config.listen.grpc.ends_with("s.sock"));
+    assert_eq!((config.listen.mode, config.listen.group), (0o600, Some(0)));
+    assert!(config.audit.path.ends_with("a.log"));
+    assert_eq!(config.audit.fsync, Fsync::Always);
+    assert_eq!(config.max_client_cache_time, Duration::from_secs(3600));
+    assert_eq!(config.accounts[0].project_id.as_deref(), Some("project"));
+    assert!(config.accounts[0].default);
+    let rule = &config.policy.rules()[0];
+    assert_eq!((rule.users.as_deref(), rule.groups.as_deref()), (Some(&[0, 1234][..]), Some(&[0, 77][..])));
+    assert_eq!(rule.operations, [Operation::SignJwt]);
+    assert_eq!(rule.audiences, Some(vec![Glob::new("https://*")]));
+    assert_eq!(rule.scopes, Some(vec![Glob::new("s")]));
+    assert_eq!(rule.claims, Some(vec![("role".to_owned(), vec![Glob::new("a*")])]));
+    assert_eq!(rule.blob_prefixes, Some(vec![b"GOOG4-RSA-SHA256\n".to_vec()]));
+    assert_eq!(rule.max_lifetime, Some(Duration::from_secs(1800)));
+}
+
+#[test]
+fn a_client_learns_the_socket_without_looking_at_secrets() {
+    let folder = Folder::new();
+    folder.write("signet.toml", 0o644, &folder.text());
+    folder.chmod("pin", 0o644);
+    folder.refusal();
+    assert_eq!(Config::socket(&folder.path("signet.toml")).unwrap(), Path::new("/run/signet/signet.sock"));
+}
+
+#[test]
+fn no_such_file() {
+    let folder = Folder::new();
+    assert_says(&folder.refusal(), &["signet.toml: No such file", "try: "]);
+}
+
+#[test]
+fn a_folder_instead_of_a_file() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("signet.toml")).unwrap();
+    assert_says(&folder.refusal(), &["is no file", "--config"]);
+}
+
+#[test]
+fn not_utf_8() {
+    let folder = Folder::new();
+    fs::write(folder.path("signet.toml"), b"a = '\xff'").unwrap();
+    assert_says(&folder.refusal(), &["UTF-8"]);
+}
+
+#[test]
+fn unknown_field() {
+    assert_says(&refused("token =", "tokn ="), &["line 8: device", "unknown field `tokn`", "try: remove it"]);
+}
+
+#[test]
+fn keys_of_later_versions_are_unknown() {
+    for (from, to, field) in [
+        ("state_dir", "[listen]\nhttp = \"127.0.0.1:8980\"\n#", "http"),
+        ("operations", "rate = \"100/s\"\noperations", "rate"),
+        ("operations", "units = [\"app.service\"]\noperations", "units"),
+        ("operations", "executables = [\"/bin/app\"]\noperations", "executables"),
+        ("[[allow]]", "exchange = true\n[[allow]]", "exchange"),
+    ] {
+        assert_says(&refused(from, to), &[&format!("unknown field `{field}`")]);
+    }
+}
+
+#[test]
+fn wrong_type() {
+    let four = "token = \"signet\"\nsessions = \"four\"";
+    assert_says(&refused("token = \"signet\"", four), &["line 9: device.sessions", "invalid type: string", "try: "]);
+    assert_says(&refused("[\"root\"]", "\"root\""), &["line 15: allow.users", "invalid type"]);
+}
+
+#[test]
+fn no_device() {
+    let folder = Folder::new();
+    let text = folder.text();
+    let (before, after) = (text.find("[[device]]").unwrap(), text.find("[[account]]").unwrap());
+    folder.write("signet.toml", 0o644, &format!("{}{}", &text[..before], &text[after..]));
+    assert_says(&folder.refusal(), &["device: there is none", "try: add a [[device]]"]);
+}
+
+#[test]
+fn no_account() {
+    let folder = Folder::new();
+    let text = folder.text();
+    folder.write("signet.toml", 0o644, &text[..text.find("[[account]]").unwrap()]);
+    assert_says(&folder.refusal(), &["account: there is none", "try: add an [[account]]"]);
+}
+
+#[test]
+fn two_devices_of_one_name() {
+    let second = "[[device]]\nname = \"hsm\"\nkind = \"tpm\"\ntcti = \"device\"\n\n[[account]]";
+    assert_says(&refused("[[account]]", second), &["line 12: device.name: there are two devices named hsm", "try: "]);
+}
+
+#[test]
+fn a_device_name_that_is_no_file_name() {
+    for name in ["../hsm", "", ".hsm", "h s m"] {
+        assert_says(&refused("\"hsm\"", &format!("\"{name}\"")), &["line 5: device.name"]);
+    }
+}
+
+#[test]
+fn two_default_accounts() {
+    let both = "default = true\n[[account]]\nemail = \"b@project\"\ndefault = true\n\n[[allow]]";
+    assert_says(
+        &refused("[[allow]]", both),
+        &["account.default: app@project.iam", "is the default account already", "try: "],
+    );
+}
+
+#[test]
+fn one_account_twice() {
+    let twice = "[[account]]\nemail = \"app@project.iam.gserviceaccount.com\"\n[[allow]]";
+    assert_says(
+        &refused("[[allow]]", twice),
+        &["account.email: app@project.iam.gserviceaccount.com stands here twice"],
+    );
+}
+
+#[test]
+fn an_email_that_is_none() {
+    assert_says(&refused("\"app@project", "\"app project"), &["line 12: account.email", "is no service-account email"]);
+}
+
+#[test]
+fn unknown_user_and_unknown_group() {
+    let refusal = refused("[\"root\"]", "[\"root\", \"no-such-user\"]");
+    assert_says(
+        &refusal,
+        &["line 15: allow.users: there is no user \"no-such-user\"", "try: add the user, or give a number"],
+    );
+    let refusal = refused("users = [\"root\"]", "groups = [\"no-such-group\"]");
+    assert_says(&refusal, &["line 15: allow.groups: there is no group \"no-such-group\""]);
+}
+
+#[test]
+fn a_rule_for_nobody() {
+    assert_says(&refused("users = [\"root\"]\n", ""), &["allow: it names nobody", "nothing is allowed to everybody"]);
+}
+
+#[test]
+fn a_rule_for_an_unknown_account() {
+    let refusal = refused("accounts = [\"app@", "accounts = [\"ap@");
+    assert_says(&refusal, &["line 16: allow.accounts: there is no account ap@project.iam.gserviceaccount.com"]);
+}
+
+#[test]
+fn unknown_operation() {
+    assert_says(
+        &refused("\"sign-jwt\"", "\"sign\""),
+        &["line 17: allow.operations", "unknown variant `sign`", "`sign-blob`"],
+    );
+}
+
+#[test]
+fn empty_lists() {
+    for (from, to, field) in [
+        ("[\"root\"]", "[]", "allow.users"),
+        ("users = [\"root\"]", "groups = []", "allow.groups"),
+        ("[\"app@project.iam.gserviceaccount.com\"]", "[]", "allow.accounts"),
+        ("[\"sign-jwt\"]", "[]", "allow.operations"),
+        ("operations", "audiences = []\noperations", "allow.audiences"),
+        ("operations", "scopes = []\noperations", "allow.scopes"),
+        ("operations", "blob_prefixes = []\noperations", "allow.blob_prefixes"),
+        ("operations", "claims = { role = [] }\noperations", "allow.claims"),
+    ] {
+        assert_says(&refused(from, to), &[field, "empty", "try: name at least one, or remove it"]);
+    }
+    assert_says(
+        &refused("operations", "blob_prefixes = [\"\"]\noperations"),
+        &["allow.blob_prefixes: every blob begins"],
+    );
+}
+
+#[test]
+fn claims_that_other_conditions_rule() {
+    for claim in ["aud", "scope", "iss", "exp"] {
+        let refusal = refused("operations", &format!("claims = {{ {claim} = [\"*\"] }}\noperations"));
+        assert_says(&refusal, &["line 17: allow.claims", claim, "try: use audiences, scopes and max_lifetime"]);
+    }
+}
+
+#[test]
+fn numbers_and_times_out_of_range() {
+    for line in
+        ["sessions = 0", "sessions = 257", "queue = 0", "queue = 65537", "call_limit = \"0s\"", "call_limit = \"ten\""]
+    {
+        let field = format!("line 9: device.{}", line.split(' ').next().unwrap());
+        assert_says(&refused("pin_file", &format!("{line}\npin_file")), &[&field, "try: "]);
+    }
+    assert_says(&refused("operations", "max_lifetime = \"1 h\"\noperations"), &["line 17: allow.max_lifetime"]);
+}
+
+#[test]
+fn keys_of_the_other_kind_of_device() {
+    let refusal = refused("token =", "tcti = \"device\"\ntoken =");
+    assert_says(&refusal, &["line 8: device.tcti: only a device of kind \"tpm\" has it"]);
+    let refusal = refused("kind = \"pkcs11\"", "kind = \"tpm\"\ntcti = \"device\"");
+    assert_says(&refusal, &["line 8: device.module: only a device of kind \"pkcs11\" has it"]);
+    assert_says(&refused("\"pkcs11\"", "\"software\""), &["line 6: device.kind", "expected `pkcs11` or `tpm`"]);
+}
+
+#[test]
+fn a_token_that_is_no_token() {
+    for token in ["", "serial:", "slot:x"] {
+        assert_says(&refused("\"signet\"", &format!("\"{token}\"")), &["line 8: device.token"]);
+    }
+    assert_says(&refused("token = \"signet\"\n", ""), &["device.token: missing", "pkcs11-tool --list-slots"]);
+}
+
+#[test]
+fn a_socket_path_over_107_bytes() {
+    let path = |length: usize| format!("/{}", "s".repeat(length - 1));
+    let listen = |length| format!("[listen]\ngrpc = \"{}\"\n[[device]]", path(length));
+    let refusal = refused("[[device]]", &listen(108));
+    assert_says(&refusal, &["line 5: listen.grpc", "108 bytes long", "at most 107", "try: choose a shorter path"]);
+    let folder = Folder::new();
+    folder.load(&folder.text().replacen("[[device]]", &listen(107), 1)).unwrap();
+}
+
+#[test]
+fn a_mode_that_is_none() {
+    for mode in ["660x", "1777", "rw", "-1", ""] {
+        let listen = format!("[listen]\nmode = \"{mode}\"\n[[device]]");
+        assert_says(&refused("[[device]]", &listen), &["line 5: listen.mode", "such as \"0660\""]);
+    }
+}
+
+#[test]
+fn module_path_not_absolute() {
+    let folder = Folder::new();
+    let absolute = format!("\"{}\"", folder.path("module.so").display());
+    folder.write("signet.toml", 0o644, &folder.text().replace(&absolute, "\"module.so\""));
+    let refusal = folder.refusal();
+    assert_says(&refusal, &["line 7: device.module: module.so is not an absolute path", "try: write the whole path"]);
+}
+
+#[test]
+fn module_missing() {
+    let folder = Folder::new();
+    fs::remove_file(folder.path("module.so")).unwrap();
+    folder.write("signet.toml", 0o644, &folder.text());
+    assert_says(&folder.refusal(), &["line 7: device.module", "No such file", "try: correct the path"]);
+}
+
+#[test]
+fn t13_module_writable_by_others() {
+    let folder = Folder::new();
+    folder.write("signet.toml", 0o644, &folder.text());
+    folder.chmod("module.so", 0o646);
+    assert_says(
+        &folder.refusal(),
+        &["line 7: device.module", "can be written by everybody (mode 0646)", "try: chmod go-w /"],
+    );
+}
+
+#[test]
+fn t13_module_in_a_folder_writable_by_others() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("lib")).unwrap();
+    folder.write("lib/module.so", 0o644, "");
+    folder.write("signet.toml", 0o644, &folder.text().replace("/module.so", "/lib/module.so"));
+    Config::load(&folder.path("signet.toml")).unwrap();
+    folder.chmod("lib", 0o757);
+    assert_says(&folder.refusal(), &["line 7: device.module", "/lib can be written by everybody", "try: chmod go-w"]);
+}
+
+#[test]
+fn t13_module_behind_a_link_in_a_folder_writable_by_others() {
+    let folder = Folder::new();
+    for name in ["safe", "open"] {
+        fs::create_dir(folder.path(name)).unwrap();
+    }
+    // safe/first.so -> ../open/second.so -> ../module.so: only the walk sees the folder in between.
+    symlink("../module.so", folder.path("open/second.so")).unwrap();
+    symlink("../open/second.so", folder.path("safe/first.so")).unwrap();
+    folder.write("signet.toml", 0o644, &folder.text().replace("/module.so", "/safe/first.so"));
+    Config::load(&folder.path("signet.toml")).unwrap();
+    folder.chmod("open", 0o777);
+    assert_says(&folder.refusal(), &["device.module", "/open can be written by everybody"]);
+}
+
+#[test]
+fn a_link_to_itself() {
+    let folder = Folder::new();
+    symlink("loop.so", folder.path("loop.so")).unwrap();
+    folder.write("signet.toml", 0o644, &folder.text().replace("/module.so", "/loop.so"));
+    assert_says(&folder.refusal(), &["device.module", "symbolic links"]);
+}
+
+#[test]
+fn t13_configuration_writable_by_others() {
+    let folder = Folder::new();
+    folder.load(&folder.text()).unwrap();
+    folder.chmod("signet.toml", 0o646);
+    assert_says(&folder.refusal(), &["signet.toml can be written by everybody (mode 0646)", "try: chmod go-w /"]);
+}
+
+#[test]
+fn t13_configuration_in_a_folder_writable_by_others() {
+    let folder = Folder::new();
+    folder.load(&folder.text()).unwrap();
+    fs::set_permissions(folder.0.path(), Permissions::from_mode(0o757)).unwrap();
+    assert_says(&folder.refusal(), &["can be written by everybody (mode 0757)", "try: chmod go-w /"]);
+}
+
+#[test]
+fn t13_state_folder_writable_by_others() {
+    let folder = Folder::new();
+    folder.load(&folder.text()).unwrap();
+    fs::create_dir(folder.path("state")).unwrap();
+    folder.chmod("state", 0o757);
+    assert_says(&folder.refusal(), &["/state can be written by everybody", "try: chmod go-w /"]);
+}
+
+#[test]
+fn t13_pin_file_readable_by_others() {
+    for (mode, by) in [(0o604, "everybody"), (0o640, "its group"), (0o601, "everybody")] {
+        let folder = Folder::new();
+        folder.load(&folder.text()).unwrap();
+        folder.chmod("pin", mode);
+        let what = format!("pin can be read by {by} (mode {mode:04o})");
+        assert_says(&folder.refusal(), &["line 9: device.pin_file", &what, "try: chmod 0600 /"]);
+    }
+    let folder = Folder::new();
+    folder.chmod("pin", 0o400);
+    folder.load(&folder.text()).unwrap();
+}
+
+#[test]
+fn t13_files_of_another_user() {
+    let folder = Folder::new();
+    folder.load(&folder.text()).unwrap();
+    for name in ["pin", "module.so", "signet.toml"] {
+        if std::os::unix::fs::chown(folder.path(name), Some(4321), None).is_err() {
+            eprintln!("SKIPPED: only root can give a file away");
+            return;
+        }
+        assert_says(&folder.refusal(), &["belongs to uid 4321", "try: chown root /"]);
+        std::os::unix::fs::chown(folder.path(name), Some(0), None).unwrap();
+    }
+}
+
+#[test]
+fn t13_files_writable_by_a_group_of_several() {
+    let folder = Folder::new();
+    folder.load(&folder.text()).unwrap();
+    for name in ["module.so", "signet.toml"] {
+        if std::os::unix::fs::chown(folder.path(name), None, Some(4321)).is_err() {
+            eprintln!("SKIPPED: only root can give a file to any group");
+            return;
+        }
+        folder.chmod(name, 0o664);
+        assert_says(&folder.refusal(), &["can be written by its group (mode 0664)", "try: chmod go-w /"]);
+        folder.chmod(name, 0o644);
+    }
+}
+
+#[test]
+fn a_parent_record_that_is_none() {
+    let folder = Folder::new();
+    let tpm = "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"device\"\n\n[[account]]";
+    folder.write("signet.toml", 0o644, &folder.text().replacen("[[account]]", tpm, 1));
+    fs::create_dir_all(folder.path("state/devices")).unwrap();
+    folder.write("state/devices/tpm.json", 0o644, "{\"handle\":");
+    assert_says(&folder.refusal(), &["state/devices/tpm.json: EOF", "signetctl device init tpm"]);
+}

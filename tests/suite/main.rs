@@ -1,5 +1,13 @@
 //! The integration tests: one binary, a module a topic. `support` starts what they need on private folders and sockets.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is how a test fails; clippy.toml allows it in test functions alone, not in what they call"
+)]
+
 mod support;
 
 mod audit;
