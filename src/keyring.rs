@@ -2,14 +2,14 @@
 //!
 //! `signetctl` writes it, the daemon reads it; this module owns its format and nothing else. Nothing in it is secret.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::access::AccountEmail;
+pub use crate::file::replace;
 use crate::key::{Algorithm, KeyId, KeyLocator, PublicKey};
 
 /// One key of an account.
@@ -132,26 +132,6 @@ impl Keyring {
         keys.sort_by_key(|key| std::cmp::Reverse(key.activated));
         keys
     }
-}
-
-/// Replaces a file as a whole, mode 0600: a reader sees the old contents or the new ones, and so does a reboot.
-///
-/// # Errors
-/// Whatever the file system says; the old file stays as it was and no new one is left.
-pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let new = directory.join(format!(".{}.{}", name.display(), std::process::id()));
-    let write = || {
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(contents)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(directory)?.sync_all()
-    };
-    write().inspect_err(|_error| {
-        let _ = fs::remove_file(&new);
-    })
 }
 
 /// Why the keyring can't be read or written.

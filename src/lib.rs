@@ -5,20 +5,21 @@
 //!
 //! | module | may use |
 //! |---|---|
-//! | [`key`] | nothing of ours |
+//! | [`key`], [`file`] | nothing of ours |
 //! | [`access`] | key |
-//! | [`keyring`] | key, access |
+//! | [`keyring`] | key, access, file |
 //! | [`jwt`] | key, access |
-//! | [`device`] | key |
+//! | [`device`] | key, file |
 //! | `signer` | access, jwt, key, keyring, device::{handle, DeviceError} |
 //! | `front` | signer, access, jwt, key |
 //! | `config` | everything's plain configuration types |
-//! | `ctl` | device, jwt, key, keyring, config, the generated gRPC client |
+//! | `ctl` | device, jwt, key, keyring, file, config, the generated gRPC client |
 //! | `daemon` | all |
 
 pub mod access;
 pub mod config;
 pub mod device;
+pub mod file;
 pub mod jwt;
 pub mod key;
 pub mod keyring;
