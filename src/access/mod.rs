@@ -6,7 +6,7 @@ mod caller;
 mod policy;
 
 pub use caller::Caller;
-pub use policy::{Denied, Glob, Lifetime, Operation, Permit, Policy, Request, Rule};
+pub use policy::{Condition, Denied, Glob, Lifetime, Operation, Permit, Policy, Request, Rule};
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,5 +1,6 @@
 //! The rules, and the one function that makes a [`Permit`].
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -85,12 +86,40 @@ pub struct Lifetime {
     pub limit: Option<Duration>,
 }
 
-/// Why a request was denied: for the audit log and `policy explain`, never for the caller.
+/// A request was denied. Its text is all that a caller may be told, and alike for every denial.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
+#[error("no rule allows it")]
 pub struct Denied {
-    /// What no rule allowed.
+    /// How near the rules came, for the audit log and the operator. It holds nothing of the request.
     pub reason: String,
+}
+
+/// A condition of a rule, in the order in which they are looked at: what [`Policy::explain`] tells of a rule that
+/// does not match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// The caller is none of `users`.
+    Users,
+    /// The caller is in none of `groups`.
+    Groups,
+    /// The account is none of `accounts`.
+    Accounts,
+    /// The operation is none of `operations`.
+    Operations,
+    /// A digest tells nothing of what it is of, so that a rule which limits contents can't allow one.
+    Digest,
+    /// A JWT under a rule with `audiences` or `scopes` must carry one of either.
+    Target,
+    /// An audience matches none of `audiences`.
+    Audiences,
+    /// A scope matches none of `scopes`.
+    Scopes,
+    /// A claim is not named in `claims`, or its value matches none there.
+    Claims,
+    /// The blob begins with none of `blob_prefixes`.
+    BlobPrefixes,
+    /// A longer lifetime than `max_lifetime` was asked for.
+    MaxLifetime,
 }
 
 /// All accounts and rules.
@@ -143,16 +172,99 @@ impl Policy {
     /// # Errors
     /// [`Denied`], alike for an account that is not allowed and one that does not exist.
     pub fn authorize(&self, caller: &Caller, request: &Request<'_>) -> Result<Permit, Denied> {
-        let _ = (caller, request);
-        Err(Denied { reason: "stub".to_owned() })
+        let allowing = self.rules.iter().position(|rule| rule.check(caller, request).is_ok());
+        let (Some(account), Some(index)) = (self.account(request.account), allowing) else {
+            return Err(self.denied(caller, request));
+        };
+        let limit = self.rules.get(index).and_then(|rule| rule.max_lifetime);
+        let lifetime = Lifetime { requested: request.lifetime, limit };
+        Ok(Permit { account: Arc::clone(account), operation: request.operation, lifetime, rule: index + 1 })
     }
 
     /// Whether a caller may do anything at all with an account: what GetAccount asks.
     #[must_use]
     pub fn knows(&self, caller: &Caller, account: &AccountEmail) -> bool {
-        let _ = (caller, account);
-        false
+        let concerns = |rule: &Rule| rule.check_parties(caller, account).is_ok() && !rule.operations.is_empty();
+        self.account(account).is_some() && self.rules.iter().any(concerns)
     }
+
+    /// What each rule says to a request, in their order: it matches, or the first condition that does not hold.
+    #[must_use]
+    pub fn explain(&self, caller: &Caller, request: &Request<'_>) -> Vec<Result<(), Condition>> {
+        self.rules.iter().map(|rule| rule.check(caller, request)).collect()
+    }
+
+    fn denied(&self, caller: &Caller, request: &Request<'_>) -> Denied {
+        let failures = self.explain(caller, request).into_iter().enumerate();
+        let nearest = failures
+            .filter_map(|(index, said)| Some((said.err()?, index + 1)))
+            .filter(|(condition, _)| *condition > Condition::Accounts)
+            .max_by_key(|(condition, rule)| (*condition, Reverse(*rule)));
+        let reason = match nearest {
+            Some((condition, rule)) => format!("rule {rule} comes nearest: {condition}"),
+            None => "no rule is for this caller and this account".to_owned(),
+        };
+        Denied { reason }
+    }
+}
+
+impl Rule {
+    fn check(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Condition> {
+        self.check_parties(caller, request.account)?;
+        holds(self.operations.contains(&request.operation), Condition::Operations)?;
+        match request.operation {
+            Operation::SignDigest => holds(!self.limits_contents(), Condition::Digest),
+            Operation::SignBlob => self.check_blob(request.blob.unwrap_or_default()),
+            Operation::SignJwt | Operation::MintAccessToken | Operation::MintIdToken => self.check_jwt(request),
+        }
+    }
+
+    fn check_parties(&self, caller: &Caller, account: &AccountEmail) -> Result<(), Condition> {
+        let users = self.users.as_ref().is_none_or(|users| users.contains(&caller.uid));
+        holds(users, Condition::Users)?;
+        let groups = self.groups.as_ref().is_none_or(|groups| groups.iter().any(|gid| caller.is_in(*gid)));
+        holds(groups, Condition::Groups)?;
+        holds(self.accounts.contains(account), Condition::Accounts)
+    }
+
+    const fn limits_contents(&self) -> bool {
+        self.audiences.is_some()
+            || self.scopes.is_some()
+            || self.claims.is_some()
+            || self.blob_prefixes.is_some()
+            || self.max_lifetime.is_some()
+    }
+
+    fn check_blob(&self, blob: &[u8]) -> Result<(), Condition> {
+        let begins = |prefixes: &Vec<Vec<u8>>| prefixes.iter().any(|prefix| blob.starts_with(prefix));
+        holds(self.blob_prefixes.as_ref().is_none_or(begins), Condition::BlobPrefixes)
+    }
+
+    fn check_jwt(&self, request: &Request<'_>) -> Result<(), Condition> {
+        if self.audiences.is_some() || self.scopes.is_some() {
+            // Without this, a rule for one audience would allow a JWT that names none and is good everywhere.
+            holds(!request.audiences.is_empty() || !request.scopes.is_empty(), Condition::Target)?;
+            holds(all_match(self.audiences.as_deref(), &request.audiences), Condition::Audiences)?;
+            holds(all_match(self.scopes.as_deref(), &request.scopes), Condition::Scopes)?;
+        }
+        if let Some(allowed) = &self.claims {
+            let named = |(name, value): &(&str, String)| {
+                allowed.iter().any(|(known, globs)| known == name && globs.iter().any(|glob| glob.matches(value)))
+            };
+            holds(request.claims.iter().all(named), Condition::Claims)?;
+        }
+        let within = |limit| request.lifetime.is_none_or(|lifetime| lifetime <= limit);
+        holds(self.max_lifetime.is_none_or(within), Condition::MaxLifetime)
+    }
+}
+
+/// Whether every text matches a glob; where there are no globs, no text does.
+fn all_match(globs: Option<&[Glob]>, texts: &[&str]) -> bool {
+    texts.iter().all(|text| globs.unwrap_or_default().iter().any(|glob| glob.matches(text)))
+}
+
+const fn holds(condition: bool, failing: Condition) -> Result<(), Condition> {
+    if condition { Ok(()) } else { Err(failing) }
 }
 
 impl Permit {
@@ -216,6 +328,24 @@ impl FromStr for Operation {
     }
 }
 
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Users => "the caller is none of its users",
+            Self::Groups => "the caller is in none of its groups",
+            Self::Accounts => "the account is none of its accounts",
+            Self::Operations => "the operation is none of its operations",
+            Self::Digest => "it limits what is signed, which a digest does not show",
+            Self::Target => "it has audiences or scopes, and the JWT names neither an audience nor a scope",
+            Self::Audiences => "an audience matches none of its audiences",
+            Self::Scopes => "a scope matches none of its scopes",
+            Self::Claims => "a claim is not among its claims, or has another value",
+            Self::BlobPrefixes => "the blob begins with none of its blob_prefixes",
+            Self::MaxLifetime => "the lifetime is beyond its max_lifetime",
+        })
+    }
+}
+
 impl Glob {
     /// Takes a pattern.
     #[must_use]
@@ -226,7 +356,337 @@ impl Glob {
     /// Whether the whole text matches.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
-        let _ = text;
-        false
+        let Some((first, rest)) = self.0.split_once('*') else {
+            return self.0 == text;
+        };
+        let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+        let Some(mut text) = text.strip_prefix(first).and_then(|text| text.strip_suffix(last)) else {
+            return false;
+        };
+        // The first place where a piece fits leaves the most for those after it.
+        for piece in middle.split('*') {
+            let Some((_, after)) = text.split_once(piece) else {
+                return false;
+            };
+            text = after;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALICE: u32 = 1000;
+    const BOB: u32 = 1001;
+
+    fn email(text: &str) -> AccountEmail {
+        text.parse().unwrap()
+    }
+
+    fn account(text: &str) -> Account {
+        Account { email: email(text), project_id: None, default: false }
+    }
+
+    fn caller(uid: u32) -> Caller {
+        Caller { uid, gid: uid, groups: vec![uid + 100], pid: None }
+    }
+
+    fn request(account: &AccountEmail, operation: Operation) -> Request<'_> {
+        Request { account, operation, audiences: vec![], scopes: vec![], claims: vec![], blob: None, lifetime: None }
+    }
+
+    fn globs(patterns: &[&str]) -> Option<Vec<Glob>> {
+        Some(patterns.iter().map(|pattern| Glob::new(pattern)).collect())
+    }
+
+    /// A rule that allows everything with a@x to everybody.
+    fn open_rule() -> Rule {
+        Rule { accounts: vec![email("a@x")], operations: Operation::ALL.to_vec(), ..Rule::default() }
+    }
+
+    fn check(rule: Rule, caller: &Caller, request: &Request<'_>) -> Result<(), Condition> {
+        let policy = Policy::new(vec![account("a@x"), account("b@x")], vec![rule]);
+        let said = policy.explain(caller, request).remove(0);
+        assert_eq!(policy.authorize(caller, request).is_ok(), said.is_ok());
+        said
+    }
+
+    #[test]
+    fn nothing_is_allowed_without_a_rule_not_even_to_root() {
+        let policy = Policy::new(vec![account("a@x")], vec![]);
+        for operation in Operation::ALL {
+            assert!(policy.authorize(&caller(0), &request(&email("a@x"), operation)).is_err());
+        }
+        let rule = Rule { users: Some(vec![ALICE]), ..open_rule() };
+        assert_eq!(check(rule, &caller(0), &request(&email("a@x"), Operation::SignBlob)), Err(Condition::Users));
+    }
+
+    #[test]
+    fn users_and_groups_must_both_hold() {
+        let a = email("a@x");
+        let request = request(&a, Operation::SignBlob);
+        let users = Rule { users: Some(vec![ALICE]), ..open_rule() };
+        assert_eq!(check(users.clone(), &caller(ALICE), &request), Ok(()));
+        assert_eq!(check(users.clone(), &caller(BOB), &request), Err(Condition::Users));
+        for gid in [ALICE, ALICE + 100] {
+            let groups = Rule { groups: Some(vec![gid]), ..open_rule() };
+            assert_eq!(check(groups.clone(), &caller(ALICE), &request), Ok(()));
+            assert_eq!(check(groups, &caller(BOB), &request), Err(Condition::Groups));
+        }
+        let both = Rule { groups: Some(vec![BOB]), ..users };
+        assert_eq!(check(both, &caller(ALICE), &request), Err(Condition::Groups));
+        let nobody = Rule { users: Some(vec![]), ..open_rule() };
+        assert_eq!(check(nobody, &caller(ALICE), &request), Err(Condition::Users));
+    }
+
+    #[test]
+    fn accounts_and_operations_are_those_named() {
+        let rule = Rule { operations: vec![Operation::SignBlob], ..open_rule() };
+        assert_eq!(check(rule.clone(), &caller(ALICE), &request(&email("a@x"), Operation::SignBlob)), Ok(()));
+        for other in Operation::ALL.into_iter().filter(|other| *other != Operation::SignBlob) {
+            let said = check(rule.clone(), &caller(ALICE), &request(&email("a@x"), other));
+            assert_eq!(said, Err(Condition::Operations), "{other}");
+        }
+        let said = check(rule, &caller(ALICE), &request(&email("b@x"), Operation::SignBlob));
+        assert_eq!(said, Err(Condition::Accounts));
+    }
+
+    #[test]
+    fn every_audience_and_every_scope_must_match_and_one_must_be_there() {
+        let a = email("a@x");
+        let jwt = |audiences: &[&'static str], scopes: &[&'static str]| Request {
+            audiences: audiences.to_vec(),
+            scopes: scopes.to_vec(),
+            ..request(&a, Operation::SignJwt)
+        };
+        let audiences = Rule { audiences: globs(&["https://*.example/", "exact"]), ..open_rule() };
+        let said = |rule: &Rule, request: &Request<'_>| check(rule.clone(), &caller(ALICE), request);
+        assert_eq!(said(&audiences, &jwt(&["https://a.example/", "exact"], &[])), Ok(()));
+        assert_eq!(said(&audiences, &jwt(&["exact", "other"], &[])), Err(Condition::Audiences));
+        assert_eq!(said(&audiences, &jwt(&[], &[])), Err(Condition::Target));
+        assert_eq!(said(&audiences, &jwt(&["exact"], &["s"])), Err(Condition::Scopes));
+        assert_eq!(said(&audiences, &jwt(&[], &["s"])), Err(Condition::Scopes));
+        let scopes = Rule { scopes: globs(&["s*"]), ..open_rule() };
+        assert_eq!(said(&scopes, &jwt(&[], &["s1", "s2"])), Ok(()));
+        assert_eq!(said(&scopes, &jwt(&[], &["s1", "t"])), Err(Condition::Scopes));
+        assert_eq!(said(&scopes, &jwt(&["exact"], &["s1"])), Err(Condition::Audiences));
+        let both = Rule { scopes: globs(&["s*"]), ..audiences };
+        assert_eq!(said(&both, &jwt(&["exact"], &[])), Ok(()));
+        assert_eq!(said(&both, &jwt(&["exact"], &["s1"])), Ok(()));
+        assert_eq!(said(&open_rule(), &jwt(&[], &[])), Ok(()));
+        assert_eq!(said(&open_rule(), &jwt(&["any"], &["any"])), Ok(()));
+    }
+
+    #[test]
+    fn other_claims_are_those_named() {
+        let a = email("a@x");
+        let jwt = |claims: &[(&'static str, &str)]| Request {
+            claims: claims.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+            ..request(&a, Operation::SignJwt)
+        };
+        let rule = Rule { claims: Some(vec![("role".to_owned(), vec![Glob::new("read*")])]), ..open_rule() };
+        assert_eq!(check(rule.clone(), &caller(ALICE), &jwt(&[("role", "reader")])), Ok(()));
+        assert_eq!(check(rule.clone(), &caller(ALICE), &jwt(&[])), Ok(()));
+        assert_eq!(check(rule.clone(), &caller(ALICE), &jwt(&[("role", "admin")])), Err(Condition::Claims));
+        let more = jwt(&[("role", "reader"), ("extra", "1")]);
+        assert_eq!(check(rule, &caller(ALICE), &more), Err(Condition::Claims));
+        assert_eq!(check(open_rule(), &caller(ALICE), &more), Ok(()));
+    }
+
+    #[test]
+    fn a_blob_must_begin_with_a_prefix_where_there_are_any() {
+        let a = email("a@x");
+        let blob = |blob| Request { blob: Some(blob), ..request(&a, Operation::SignBlob) };
+        let rule = Rule { blob_prefixes: Some(vec![b"GOOG4-RSA-SHA256\n".to_vec()]), ..open_rule() };
+        assert_eq!(check(rule.clone(), &caller(ALICE), &blob(b"GOOG4-RSA-SHA256\n2026")), Ok(()));
+        assert_eq!(check(rule.clone(), &caller(ALICE), &blob(b"GOOG4-RSA-SHA256 2026")), Err(Condition::BlobPrefixes));
+        assert_eq!(check(rule, &caller(ALICE), &blob(b"")), Err(Condition::BlobPrefixes));
+        assert_eq!(check(open_rule(), &caller(ALICE), &blob(b"")), Ok(()));
+    }
+
+    #[test]
+    fn a_digest_is_allowed_by_no_rule_that_limits_contents() {
+        let a = email("a@x");
+        let digest = request(&a, Operation::SignDigest);
+        assert_eq!(check(open_rule(), &caller(ALICE), &digest), Ok(()));
+        let limited = [
+            Rule { audiences: globs(&["*"]), ..open_rule() },
+            Rule { scopes: globs(&["*"]), ..open_rule() },
+            Rule { claims: Some(vec![]), ..open_rule() },
+            Rule { blob_prefixes: Some(vec![vec![]]), ..open_rule() },
+            Rule { max_lifetime: Some(Duration::MAX), ..open_rule() },
+        ];
+        for rule in limited {
+            assert_eq!(check(rule, &caller(ALICE), &digest), Err(Condition::Digest));
+        }
+    }
+
+    #[test]
+    fn a_lifetime_beyond_the_limit_is_denied_and_none_is_left_to_be_capped() {
+        let minute = Duration::from_secs(60);
+        let rule = Rule { max_lifetime: Some(minute), ..open_rule() };
+        let a = email("a@x");
+        for operation in [Operation::SignJwt, Operation::MintAccessToken, Operation::MintIdToken] {
+            let lasting = |lifetime| Request { lifetime, ..request(&a, operation) };
+            let said = |lifetime| check(rule.clone(), &caller(ALICE), &lasting(lifetime));
+            assert_eq!(said(Some(minute)), Ok(()));
+            assert_eq!(said(Some(minute + Duration::from_nanos(1))), Err(Condition::MaxLifetime));
+            let policy = Policy::new(vec![account("a@x")], vec![rule.clone()]);
+            let permit = policy.authorize(&caller(ALICE), &lasting(None)).unwrap();
+            assert_eq!(permit.lifetime(), Lifetime { requested: None, limit: Some(minute) });
+            assert_eq!((permit.operation(), permit.rule(), permit.account().email.as_str()), (operation, 1, "a@x"));
+        }
+    }
+
+    #[test]
+    fn one_rule_must_allow_the_whole_request() {
+        let a = email("a@x");
+        let rules =
+            vec![Rule { audiences: globs(&["aud"]), ..open_rule() }, Rule { scopes: globs(&["scope"]), ..open_rule() }];
+        let policy = Policy::new(vec![account("a@x")], rules);
+        let both = Request { audiences: vec!["aud"], scopes: vec!["scope"], ..request(&a, Operation::MintAccessToken) };
+        let denied = policy.authorize(&caller(ALICE), &both).unwrap_err();
+        assert_eq!(denied.reason, "rule 1 comes nearest: a scope matches none of its scopes");
+        let one = Request { scopes: vec![], ..both };
+        assert_eq!(policy.authorize(&caller(ALICE), &one).unwrap().rule(), 1);
+    }
+
+    #[test]
+    fn unknown_and_forbidden_accounts_are_denied_alike() {
+        let rule = Rule { users: Some(vec![ALICE]), ..open_rule() };
+        let policy = Policy::new(vec![account("a@x"), account("b@x")], vec![rule]);
+        for operation in Operation::ALL {
+            let denied = |email: &AccountEmail| policy.authorize(&caller(ALICE), &request(email, operation)).err();
+            assert!(denied(&email("b@x")).is_some());
+            assert_eq!(denied(&email("b@x")), denied(&email("no@x")));
+        }
+        assert!(policy.knows(&caller(ALICE), &email("a@x")));
+        for unknown in ["b@x", "no@x"] {
+            assert!(!policy.knows(&caller(ALICE), &email(unknown)));
+        }
+        assert!(!policy.knows(&caller(BOB), &email("a@x")));
+        let unconfigured = Policy::new(vec![], vec![open_rule()]);
+        assert!(!unconfigured.knows(&caller(ALICE), &email("a@x")));
+        assert!(unconfigured.authorize(&caller(ALICE), &request(&email("a@x"), Operation::SignBlob)).is_err());
+        let texts: Vec<_> = [&policy, &unconfigured]
+            .map(|policy| policy.authorize(&caller(BOB), &request(&email("a@x"), Operation::SignBlob)))
+            .map(|denied| denied.unwrap_err().to_string())
+            .to_vec();
+        assert_eq!(texts[0], texts[1]);
+    }
+
+    #[test]
+    fn globs_match_whole_texts() {
+        for (pattern, text, expected) in [
+            ("", "", true),
+            ("", "a", false),
+            ("*", "", true),
+            ("*", "anything\n", true),
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("a*", "a", true),
+            ("a*a", "a", false),
+            ("a*a", "aa", true),
+            ("*b", "ab", true),
+            ("*b", "abc", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("*aba*ba", "ababa", true),
+            ("*aba*bab", "ababa", false),
+            ("**", "x", true),
+            ("a?", "ab", false),
+            ("[ab]", "a", false),
+            ("https://*.example/", "https://a.example/", true),
+            ("https://*.example/", "https://example/", false),
+            ("https://pubsub.googleapis.com/", "https://pubsubXgoogleapis.com/", false),
+        ] {
+            assert_eq!(Glob::new(pattern).matches(text), expected, "{pattern:?} {text:?}");
+        }
+    }
+
+    fn any_globs() -> impl Strategy<Value = Option<Vec<Glob>>> {
+        proptest::option::of(proptest::collection::vec("[ab*]{0,3}".prop_map(|pattern| Glob::new(&pattern)), 0..3))
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        let parties = (
+            proptest::option::of(proptest::collection::vec(ALICE..BOB + 1, 0..2)),
+            proptest::option::of(proptest::collection::vec(ALICE..BOB + 1, 0..2)),
+            proptest::sample::subsequence(vec![email("a@x"), email("b@x"), email("c@x")], 1..=3),
+            proptest::sample::subsequence(Operation::ALL.to_vec(), 1..=5),
+        );
+        let contents = (
+            any_globs(),
+            any_globs(),
+            proptest::option::of(proptest::collection::vec(("[ab]", any_globs()), 0..2)),
+            proptest::option::of(proptest::collection::vec(proptest::collection::vec(0..2_u8, 0..2), 0..2)),
+            proptest::option::of((0..3_u64).prop_map(Duration::from_secs)),
+        );
+        (parties, contents).prop_map(|((users, groups, accounts, operations), contents)| {
+            let (audiences, scopes, claims, blob_prefixes, max_lifetime) = contents;
+            let claims = claims
+                .map(|claims| claims.into_iter().map(|(name, globs)| (name, globs.unwrap_or_default())).collect());
+            let rule = Rule { users, groups, accounts, operations, ..Rule::default() };
+            Rule { audiences, scopes, claims, blob_prefixes, max_lifetime, ..rule }
+        })
+    }
+
+    type AnyRequest = (AccountEmail, Operation, Vec<String>, Vec<String>, Vec<(String, String)>, Vec<u8>, Option<u64>);
+
+    fn any_request() -> impl Strategy<Value = AnyRequest> {
+        (
+            proptest::sample::select(vec![email("a@x"), email("b@x"), email("c@x")]),
+            proptest::sample::select(Operation::ALL.to_vec()),
+            proptest::collection::vec("[ab]{0,2}", 0..3),
+            proptest::collection::vec("[ab]{0,2}", 0..3),
+            proptest::collection::vec(("[ab]", "[ab]{0,2}"), 0..3),
+            proptest::collection::vec(0..2_u8, 0..3),
+            proptest::option::of(0..4_u64),
+        )
+    }
+
+    fn borrowed(request: &AnyRequest) -> Request<'_> {
+        let (account, operation, audiences, scopes, claims, blob, lifetime) = request;
+        Request {
+            account,
+            operation: *operation,
+            audiences: audiences.iter().map(String::as_str).collect(),
+            scopes: scopes.iter().map(String::as_str).collect(),
+            claims: claims.iter().map(|(name, value)| (name.as_str(), value.clone())).collect(),
+            blob: Some(blob),
+            lifetime: lifetime.map(Duration::from_secs),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// c@x is not configured, so that rules and requests for it are tried too.
+        #[test]
+        fn rules_only_add_and_never_combine(
+            rules in proptest::collection::vec(any_rule(), 0..4),
+            more in any_rule(),
+            place in 0..4_usize,
+            request in any_request(),
+            uid in ALICE..BOB + 1,
+        ) {
+            let accounts = || vec![account("a@x"), account("b@x")];
+            let allowed = |rules: Vec<Rule>| {
+                Policy::new(accounts(), rules).authorize(&caller(uid), &borrowed(&request)).is_ok()
+            };
+            let alone = rules.iter().any(|rule| allowed(vec![rule.clone()]));
+            let together = allowed(rules.clone());
+            prop_assert_eq!(alone, together);
+            let mut added = rules.clone();
+            added.insert(place.min(rules.len()), more);
+            prop_assert!(!together || allowed(added));
+            if together {
+                prop_assert!(Policy::new(accounts(), rules).knows(&caller(uid), &request.0));
+            }
+        }
     }
 }
