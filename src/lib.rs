@@ -8,21 +8,26 @@
 //! | [`key`], [`file`] | nothing of ours |
 //! | [`access`] | key |
 //! | [`keyring`] | key, access, file |
+//! | [`audit`] | nothing of ours |
 //! | [`jwt`] | key, access |
 //! | [`device`] | key, file |
-//! | `signer` | access, jwt, key, keyring, device::{handle, DeviceError} |
-//! | `front` | signer, access, jwt, key |
+//! | [`signer`] | access, jwt, key, keyring, audit, device::{handle, DeviceError} |
+//! | [`front`] | signer, access, jwt, key |
 //! | `config` | everything's plain configuration types |
-//! | `ctl` | device, jwt, key, keyring, file, config, the generated gRPC client |
-//! | `daemon` | all |
+//! | `ctl` | device, jwt, key, keyring, audit, file, config, the generated gRPC client |
+//! | [`daemon`] | all |
 
 pub mod access;
+pub mod audit;
 pub mod config;
+pub mod daemon;
 pub mod device;
 pub mod file;
+pub mod front;
 pub mod jwt;
 pub mod key;
 pub mod keyring;
+pub mod signer;
 
 /// The generated messages, services and clients of `proto/`.
 pub mod proto {

@@ -1,3 +1,104 @@
-//! Stub.
+//! The Signet daemon: arguments -> configuration -> [`signet::daemon`] -> exit code.
 
-fn main() {}
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use nix::sys::prctl::set_dumpable;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use signet::config::{Config, ConfigError};
+use signet::device::handle::Launcher;
+use signet::{daemon, device};
+use tracing_subscriber::EnvFilter;
+
+/// Signs for local applications with keys that never leave their TPM or PKCS#11 token.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// The configuration file
+    #[arg(long, env = "SIGNET_CONFIG", default_value = "/etc/signet/signet.toml", value_name = "FILE")]
+    config: PathBuf,
+    /// Read the configuration and the keyring, say what is wrong with them, and end
+    #[arg(long)]
+    check: bool,
+    /// What to log: error, warn, info, debug, trace, or directives such as signet=debug,h2=trace
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    log: String,
+    /// How to log to standard error
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum LogFormat {
+    /// With colours on a terminal, plain elsewhere
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// What signetd starts itself as, once for each device
+    #[command(hide = true)]
+    DeviceProcess,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if let Some(remedy) = error.downcast_ref::<ConfigError>().and_then(|error| error.remedy.as_deref()) {
+                eprintln!("try: {remedy}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    guard_memory().context("can't keep secrets out of core files")?;
+    if let Some(Command::DeviceProcess) = arguments.command {
+        return Ok(ExitCode::from(device::process::run(device::open)));
+    }
+    log_to_stderr(arguments)?;
+    let config = Config::load(&arguments.config)?;
+    if arguments.check {
+        daemon::check(&config)?;
+        println!("{}: sound", config.path.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let program = std::env::current_exe().context("can't find this program again")?;
+    daemon::run(config, Launcher { program, arguments: vec!["device-process".into()] })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// No core file, no debugger of this user's, and no file that others can read.
+fn guard_memory() -> nix::Result<()> {
+    set_dumpable(false)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    umask(Mode::from_bits_truncate(0o077));
+    Ok(())
+}
+
+fn log_to_stderr(arguments: &Arguments) -> anyhow::Result<()> {
+    // A bare level is ours: at debug, the libraries underneath would say everything twice.
+    let level = arguments.log.parse::<tracing::Level>();
+    let directives = level.map_or_else(|_directives| arguments.log.clone(), |level| format!("warn,signet={level}"));
+    let filter = EnvFilter::try_new(directives).with_context(|| format!("--log {}", arguments.log))?;
+    let terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    match arguments.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_target(false).init(),
+    }
+    Ok(())
+}

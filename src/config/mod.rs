@@ -19,6 +19,7 @@ use toml::Spanned;
 
 use crate::access::{Account, Policy};
 use crate::device::DeviceConfig;
+pub use crate::audit::Fsync;
 use crate::key::KeyId;
 use credentials::Folders;
 use file::{File, Principal, Source};
@@ -63,19 +64,6 @@ pub struct Audit {
     pub path: PathBuf,
     /// When a record is synced to disk.
     pub fsync: Fsync,
-}
-
-/// When the audit log is synced to disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fsync {
-    /// Before every reply.
-    Always,
-    /// Once a second: a power cut may lose the last second's records, a crash of the daemon none.
-    #[default]
-    Interval,
-    /// Left to the kernel.
-    Never,
 }
 
 impl Config {

@@ -1,0 +1,206 @@
+//! The audit log's format: JSON lines, each with the hash of the line before it, and what verifies such a chain.
+//!
+//! `signer` writes it, `signetctl audit verify` reads it. A line that was changed, removed or moved breaks the chain;
+//! lines cut off the end leave no trace in the file, so note the last hash somewhere else where that matters.
+
+use std::io::{self, BufRead};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+/// When the audit log is synced to disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fsync {
+    /// Before every reply.
+    Always,
+    /// Once a second: a power cut may lose the last second's records, a crash of the daemon none.
+    #[default]
+    Interval,
+    /// Left to the kernel.
+    Never,
+}
+
+/// What stands in front of every line's own fields: its place in the chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// SHA-256 of the line before, without its newline, in hexadecimal; 64 zeros before the first line of all.
+    pub prev: String,
+    /// Counted from 1.
+    pub seq: u64,
+}
+
+/// The end of a chain: what the next line is linked to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The hash of the last line.
+    pub hash: String,
+    /// Its number; 0 where there is none.
+    pub seq: u64,
+}
+
+#[derive(Serialize)]
+struct Line<'a, T> {
+    #[serde(flatten)]
+    link: Link,
+    #[serde(flatten)]
+    record: &'a T,
+}
+
+impl Head {
+    /// The head of an empty log.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { hash: "0".repeat(64), seq: 0 }
+    }
+
+    /// The head that a line makes.
+    ///
+    /// # Errors
+    /// Says why it is no line of an audit log.
+    pub fn of_line(line: &[u8]) -> Result<Self, String> {
+        let link: Link = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+        Ok(Self { hash: hexadecimal(digest(&SHA256, line).as_ref()), seq: link.seq })
+    }
+
+    /// Appends a record to `lines`, and moves on to it.
+    ///
+    /// # Errors
+    /// Where the record can't be written as JSON; nothing is appended then.
+    pub fn append<T: Serialize>(&mut self, record: &T, lines: &mut Vec<u8>) -> io::Result<()> {
+        let link = Link { prev: self.hash.clone(), seq: self.seq + 1 };
+        let line = serde_json::to_vec(&Line { link, record })?;
+        self.hash = hexadecimal(digest(&SHA256, &line).as_ref());
+        self.seq += 1;
+        lines.extend_from_slice(&line);
+        lines.push(b'\n');
+        Ok(())
+    }
+}
+
+/// A log that verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// How many lines it has.
+    pub lines: u64,
+    /// The head before its first line: not [`Head::start`] where it continues a log that was rotated away.
+    pub first: Head,
+    /// The head after its last line.
+    pub last: Head,
+}
+
+/// Why a log does not verify.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// It can't be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A line is not what was written, or not where it was written.
+    #[error("line {line}: {reason}")]
+    Line {
+        /// Its number in the file, from 1.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Verifies a log from its first line to its last. `before` is the head that it must continue; `None`: that of its first line.
+///
+/// # Errors
+/// [`Broken`] at the first line that is not right.
+pub fn verify(mut log: impl BufRead, before: Option<Head>) -> Result<Verified, Broken> {
+    let mut expected = before.clone();
+    let mut first = before;
+    let mut lines = 0;
+    let mut line = Vec::new();
+    while log.read_until(b'\n', &mut line)? > 0 {
+        lines += 1;
+        let broken = |reason: &str| Broken::Line { line: lines, reason: reason.to_owned() };
+        let Some(text) = line.strip_suffix(b"\n") else {
+            return Err(broken("it is torn: the daemon was ended in the middle of it, and mends it when it starts"));
+        };
+        let link: Link = serde_json::from_slice(text).map_err(|error| broken(&error.to_string()))?;
+        let head = expected.take().unwrap_or_else(|| {
+            // A first line that says it is the very first must be: nothing stands before it.
+            if link.seq <= 1 { Head::start() } else { Head { hash: link.prev.clone(), seq: link.seq.saturating_sub(1) } }
+        });
+        if link.prev != head.hash {
+            return Err(broken("it does not follow the line before: one of the two was changed, or lines were removed"));
+        }
+        if Some(link.seq) != head.seq.checked_add(1) {
+            return Err(broken(&format!("number {} stands after number {}", link.seq, head.seq)));
+        }
+        first.get_or_insert(head);
+        expected = Some(Head { hash: hexadecimal(digest(&SHA256, text).as_ref()), seq: link.seq });
+        line.clear();
+    }
+    let last = expected.unwrap_or_else(Head::start);
+    Ok(Verified { lines, first: first.unwrap_or_else(Head::start), last })
+}
+
+/// Bytes as lower-case hexadecimal.
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Entry {
+        what: &'static str,
+    }
+
+    fn log(entries: &[&'static str]) -> Vec<Vec<u8>> {
+        let mut head = Head::start();
+        let mut lines = Vec::new();
+        for what in entries {
+            head.append(&Entry { what }, &mut lines).unwrap();
+        }
+        lines.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect()
+    }
+
+    #[test]
+    fn a_log_verifies_and_tells_its_length() {
+        let verified = verify(log(&["a", "b", "c"]).concat().as_slice(), None).unwrap();
+        assert_eq!((verified.lines, verified.last.seq), (3, 3));
+        assert_eq!(verified.first, Head::start());
+        assert_eq!(verify([].as_slice(), None).unwrap().lines, 0);
+    }
+
+    #[test]
+    fn a_changed_removed_moved_or_added_line_is_found() {
+        let lines = log(&["a", "b", "c", "d"]);
+        let changed: Vec<_> = lines
+            .iter()
+            .map(|line| String::from_utf8(line.clone()).unwrap().replace(r#""b""#, r#""x""#).into_bytes())
+            .collect();
+        let at = |lines: &[Vec<u8>]| match verify(lines.concat().as_slice(), None).unwrap_err() {
+            Broken::Line { line, .. } => line,
+            Broken::Io(error) => panic!("{error}"),
+        };
+        assert_eq!(at(&changed), 3, "the line after the changed one no longer follows");
+        assert_eq!(at(&[lines[0].clone(), lines[2].clone(), lines[3].clone()]), 2, "removed");
+        assert_eq!(at(&[lines[0].clone(), lines[2].clone(), lines[1].clone()]), 2, "moved");
+        assert_eq!(at(&[lines[0].clone(), lines[0].clone()]), 2, "twice");
+        assert_eq!(at(&[lines[0].clone(), b"not json\n".to_vec()]), 2, "added");
+        assert_eq!(at(&[lines[0].clone(), lines[1][..9].to_vec()]), 2, "torn");
+    }
+
+    #[test]
+    fn a_rotated_log_continues_the_chain() {
+        let lines = log(&["a", "b", "c", "d"]);
+        let old = verify(lines[..2].concat().as_slice(), None).unwrap();
+        let new = lines[2..].concat();
+        assert_eq!(verify(new.as_slice(), Some(old.last.clone())).unwrap().last.seq, 4);
+        assert_eq!(verify(new.as_slice(), None).unwrap().first, old.last);
+        assert!(verify(lines[3].as_slice(), Some(old.last)).is_err());
+    }
+}

@@ -1,0 +1,114 @@
+//! The daemon's life: open, bind, serve, reload, drain. The only place that sees everything.
+
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch as channel;
+
+use crate::config::Config;
+use crate::device::handle::{Handle, Launcher};
+use crate::front::grpc::{self, Health};
+use crate::front::listen::Listener;
+use crate::signer::{Audit, Devices, Keyring, Signer};
+use watch::Watch;
+
+/// Opens what a configuration names without serving it: what `signetd --check` does.
+///
+/// # Errors
+/// What is wrong, and what to do about it.
+pub fn check(config: &Config) -> anyhow::Result<()> {
+    keyring(config, &Devices::new()).map(drop)
+}
+
+/// Serves until SIGTERM or SIGINT, then lets the requests on their way finish. Devices may be absent: the daemon says
+/// NOT_SERVING until one is there.
+///
+/// # Errors
+/// What is wrong, and what to do about it.
+pub fn run(config: Config, launcher: Launcher) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let served = runtime.block_on(serve(config, launcher));
+    // Device processes end with their handles; nothing else is worth waiting for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    served
+}
+
+async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
+    let signals = Signals::new()?;
+    let audit = Audit::open(&config.audit.path, config.audit.fsync)?;
+    let start = |device: &crate::device::DeviceConfig| Handle::start(device.clone(), launcher.clone());
+    let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
+    let keyring = keyring(&config, &devices)?;
+    let listener = Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?;
+    let signer = Arc::new(Signer::new(config.policy.clone(), keyring, audit));
+    let health = Health::new().await;
+    let (reload, reloads) = channel::channel(());
+    let watch = Watch { config: config.clone(), devices, signer: Arc::clone(&signer), health: health.clone() };
+    let watching = watch.start(reloads);
+    tracing::info!(socket = %config.listen.grpc.display(), accounts = config.accounts.len(), "serving");
+
+    let (stop, stopped) = channel::channel(());
+    let stopping = async move { drop(stopped.clone().changed().await) };
+    let mut serving = Box::pin(grpc::serve(listener, signer, &health, config.max_client_cache_time, stopping));
+    let died = tokio::select! {
+        served = &mut serving => Some(served),
+        () = signals.until_end(&reload) => None,
+    };
+    let served = match died {
+        Some(served) => served,
+        None => {
+            tracing::info!("stopping: finishing the requests on their way");
+            health.set(false).await;
+            stop.send_replace(());
+            tokio::time::timeout(DRAIN, serving).await.unwrap_or_else(|_elapsed| {
+                tracing::warn!("stopped with requests unfinished");
+                Ok(())
+            })
+        }
+    };
+    watching.abort();
+    served.map_err(anyhow::Error::from_boxed)
+}
+
+fn keyring(config: &Config, devices: &Devices) -> anyhow::Result<Keyring> {
+    Keyring::load(&config.state_dir, devices).with_context(|| {
+        "the keyring can't be used and is left as it is; restore it from a backup, or use the version of Signet that wrote it"
+    })
+}
+
+/// The signals that a daemon minds.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns at SIGTERM or SIGINT; passes every SIGHUP on.
+    async fn until_end(mut self, reload: &channel::Sender<()>) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => reload.send_replace(()),
+            }
+        }
+    }
+}
+
+/// Two carry what two cores can sign; more only lengthen the tail (facts of measurement: ARCHITECTURE.md).
+const WORKERS: usize = 2;
+const DRAIN: Duration = Duration::from_secs(10);

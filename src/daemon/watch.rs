@@ -1,0 +1,202 @@
+//! What the daemon looks after while it serves: devices that come and go, a keyring that changes, SIGHUP.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch as channel;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::device::DeviceError;
+use crate::device::handle::{Handle, Health as DeviceHealth};
+use crate::front::grpc::Health;
+use crate::key::KeyId;
+use crate::keyring;
+use crate::signer::{Devices, Key, Keyring, Signer};
+
+/// What is looked after.
+pub(super) struct Watch {
+    pub(super) config: Config,
+    pub(super) devices: Devices,
+    pub(super) signer: Arc<Signer>,
+    pub(super) health: Health,
+}
+
+/// What was last seen.
+#[derive(Default)]
+struct Seen {
+    devices: BTreeMap<KeyId, (u64, DeviceHealth)>,
+    keyring: Option<Stamp>,
+    /// When each active key is to be checked against its device next.
+    checks: BTreeMap<KeyId, Instant>,
+    can_sign: bool,
+}
+
+/// What changes when a file is replaced or rewritten: device, inode, length, time of change in seconds and nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl Watch {
+    /// Watches until aborted. A reload that fails changes nothing.
+    pub(super) fn start(mut self, mut reloads: channel::Receiver<()>) -> JoinHandle<()> {
+        // What is there now is what was loaded, or is loaded a second time: either does no harm.
+        tokio::spawn(async move {
+            let mut seen = Seen::default();
+            let mut tick = tokio::time::interval(TICK);
+            loop {
+                tokio::select! {
+                    _ = tick.tick() => {}
+                    changed = reloads.changed() => match changed {
+                        Ok(()) => self.reload(&mut seen),
+                        Err(_daemon_ends) => return,
+                    },
+                }
+                self.follow_keyring(&mut seen);
+                self.follow_devices(&mut seen);
+                self.check_keys(&mut seen).await;
+                self.report(&mut seen).await;
+            }
+        })
+    }
+
+    fn reload(&mut self, seen: &mut Seen) {
+        let config = match Config::load(&self.config.path) {
+            Ok(config) => config,
+            Err(error) => {
+                let remedy = error.remedy.clone().unwrap_or_default();
+                tracing::error!(%error, remedy, "the configuration is not reloaded: the old one stays in force");
+                return;
+            }
+        };
+        match Keyring::load(&self.config.state_dir, &self.devices) {
+            Ok(keyring) => self.signer.set_keyring(keyring),
+            Err(error) => {
+                tracing::error!(%error, "nothing is reloaded: the keyring can't be used");
+                return;
+            }
+        }
+        seen.checks.clear();
+        let at_start = (&config.devices, &config.listen, &config.audit, &config.state_dir);
+        if at_start != (&self.config.devices, &self.config.listen, &self.config.audit, &self.config.state_dir) {
+            tracing::warn!("devices, sockets, audit log or state directory changed in the configuration: restart signetd for these");
+        }
+        self.signer.set_policy(config.policy);
+        tracing::info!("reloaded accounts, rules and keyring");
+    }
+
+    /// Takes a keyring that signetctl replaced. One that can't be used changes nothing.
+    fn follow_keyring(&self, seen: &mut Seen) {
+        let stamp = stamp(&self.config);
+        if seen.keyring == stamp {
+            return;
+        }
+        seen.keyring = stamp;
+        match Keyring::load(&self.config.state_dir, &self.devices) {
+            Ok(keyring) => {
+                tracing::info!(keys = keyring.keys().len(), "took the keyring");
+                self.signer.set_keyring(keyring);
+                seen.checks.clear();
+            }
+            Err(error) => tracing::error!(%error, "the keyring can't be used: the one before stays in force"),
+        }
+    }
+
+    /// Tells each change of a device once.
+    fn follow_devices(&self, seen: &mut Seen) {
+        for (name, handle) in &self.devices {
+            let now = (handle.figures().generations, handle.health());
+            if seen.devices.get(name) == Some(&now) {
+                continue;
+            }
+            log_health(name, &now.1);
+            seen.devices.insert(name.clone(), now);
+            // A device that came back may be another one.
+            for key in self.signer.keyring().keys().iter().filter(|key| key.device() == name) {
+                seen.checks.remove(key.kid());
+            }
+        }
+    }
+
+    /// Checks active keys against their devices: after each return of the device, and from time to time those that failed.
+    async fn check_keys(&self, seen: &mut Seen) {
+        let ready = |name: &KeyId| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == DeviceHealth::Ready);
+        for key in self.signer.keyring().keys().iter().filter(|key| key.is_active() && ready(key.device())) {
+            let now = Instant::now();
+            if seen.checks.get(key.kid()).is_some_and(|due| now < *due) {
+                continue;
+            }
+            let checked = key.check(now + CHECK_LIMIT).await;
+            let next = log_check(key, checked);
+            seen.checks.insert(key.kid().clone(), now + next);
+        }
+    }
+
+    async fn report(&self, seen: &mut Seen) {
+        let can_sign = self.signer.can_sign();
+        if can_sign == seen.can_sign {
+            return;
+        }
+        seen.can_sign = can_sign;
+        self.health.set(can_sign).await;
+        if can_sign {
+            tracing::info!("ready to sign");
+        } else {
+            tracing::error!("no account can sign now");
+        }
+    }
+}
+
+fn log_health(device: &KeyId, health: &DeviceHealth) {
+    match health {
+        DeviceHealth::Starting => tracing::info!(%device, "the device is being opened"),
+        DeviceHealth::Ready => tracing::info!(%device, "the device is ready"),
+        DeviceHealth::Down(error) => {
+            tracing::error!(%device, cause = %error, remedy = remedy(error), "the device can't be used");
+        }
+    }
+}
+
+/// Tells how a check went; returns when to check again.
+fn log_check(key: &Key, checked: Result<(), DeviceError>) -> Duration {
+    let (kid, device) = (key.kid(), key.device());
+    match checked {
+        Ok(()) => {
+            tracing::info!(%kid, %device, "the key is in its device");
+            Duration::MAX
+        }
+        Err(error @ DeviceError::Permanent(_)) => {
+            tracing::error!(%kid, %device, cause = %error, remedy = remedy(&error), "the key can't be used");
+            CHECK_AGAIN
+        }
+        Err(error) => {
+            tracing::warn!(%kid, %device, cause = %error, "could not check the key; trying again");
+            Duration::ZERO
+        }
+    }
+}
+
+/// What an operator does about it.
+fn remedy(error: &DeviceError) -> &'static str {
+    match error {
+        DeviceError::Transient(_) | DeviceError::Away(_) | DeviceError::Overloaded { .. } | DeviceError::Late => {
+            "nothing: signetd goes on as soon as the device is back"
+        }
+        DeviceError::PinRefused(_) => "correct the PIN file, then: signetctl device unlatch",
+        DeviceError::Permanent(_) => "bring back the device that holds this key, or retire the key: signetctl key retire",
+        DeviceError::Misconfigured(_) => "correct the configuration or the device, then restart signetd",
+        DeviceError::Integrity(_) => "do not trust this device before you know why",
+        DeviceError::Unsupported(_) => "use a key that the device can sign with",
+    }
+}
+
+fn stamp(config: &Config) -> Option<Stamp> {
+    let metadata = fs::metadata(keyring::Keyring::path(&config.state_dir)).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
+}
+
+const TICK: Duration = Duration::from_millis(500);
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+const CHECK_AGAIN: Duration = Duration::from_secs(10);

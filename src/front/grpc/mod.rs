@@ -1,0 +1,66 @@
+//! gRPC on a unix socket: the services, their limits, and errors as google.rpc statuses.
+
+mod limits;
+mod signer;
+mod status;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+use super::listen::{Connection, Listener};
+use crate::access::Caller;
+use crate::proto;
+use crate::signer::Signer;
+use limits::Limited;
+pub use status::Health;
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller().clone()
+    }
+}
+
+/// Serves until `stop` is done; then accepts nothing more and lets the requests on their way finish.
+///
+/// # Errors
+/// Where the server can't be set up.
+pub async fn serve(
+    listener: Listener,
+    signer: Arc<Signer>,
+    health: &Health,
+    cache_time: Duration,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let service = signer::Service { signer, cache_time };
+    let signer = proto::signer_server::SignerServer::new(service).max_decoding_message_size(limits::LARGEST_MESSAGE);
+    let (accepted, connections) = mpsc::channel(1);
+    let server = Server::builder()
+        .max_concurrent_streams(limits::STREAMS)
+        .http2_max_header_list_size(limits::HEADERS)
+        .add_service(Limited(signer))
+        .add_service(health.service())
+        .add_service(status::reflection().build_v1()?)
+        .add_service(status::reflection().build_v1alpha()?)
+        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop);
+    let accept = async {
+        loop {
+            let connection = listener.accept().await;
+            if accepted.send(Ok::<_, std::io::Error>(connection)).await.is_err() {
+                // The server takes no more; what it has, it finishes.
+                return std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        served = server => served.map_err(Into::into),
+        () = accept => Ok(()),
+    }
+}

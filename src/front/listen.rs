@@ -1,0 +1,312 @@
+//! The unix socket: bound where nobody else can get at it, and connections within limits, each with its [`Caller`].
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, umask};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, Sleep};
+
+use super::peer;
+use crate::access::Caller;
+
+/// The bound socket. Dropping it removes the socket from the file system.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    inode: (u64, u64),
+    connections: Connections,
+    /// Held for as long as the socket is ours: whoever has the lock may take a stale socket's place.
+    _lock: Flock<File>,
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The file system refused.
+    #[error("socket {}: {source}", path.display())]
+    Io {
+        /// The socket, its directory or its lock file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The address of a unix socket holds no more than 107 bytes. Choose a shorter path, such as one in /run.
+    #[error("socket {}: the path has {length} bytes and may have 107", path.display())]
+    TooLong {
+        /// The socket.
+        path: PathBuf,
+        /// Its length.
+        length: usize,
+    },
+    /// Others could put a socket of theirs in its place. Use a directory of this user's own, with mode 0755 or less.
+    #[error("socket directory {}: {problem}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Something else stands there. Remove it, or choose another path.
+    #[error("socket {}: {problem}", path.display())]
+    Occupied {
+        /// The socket.
+        path: PathBuf,
+        /// What stands there.
+        problem: &'static str,
+    },
+    /// Another daemon serves it. Stop that one first.
+    #[error("socket {}: another process serves it", path.display())]
+    Live {
+        /// The socket.
+        path: PathBuf,
+    },
+}
+
+impl Listener {
+    /// Binds the socket with this mode and group. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`BindError`]. A live socket is never taken over; one of ours that refuses connections is.
+    pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, BindError> {
+        let io = |source| BindError::Io { path: path.to_owned(), source };
+        let length = path.as_os_str().as_bytes().len();
+        if length > LONGEST_PATH {
+            return Err(BindError::TooLong { path: path.to_owned(), length });
+        }
+        trust_directory(path.parent().unwrap_or(Path::new("/")))?;
+        let lock = lock(path)?;
+        clear_stale(path)?;
+        // Until mode and group are set, nobody but this user may connect.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        let socket = bound.map_err(io)?;
+        std::os::unix::fs::chown(path, None, group).map_err(io)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io)?;
+        let metadata = fs::symlink_metadata(path).map_err(io)?;
+        let inode = (metadata.dev(), metadata.ino());
+        Ok(Self { socket, path: path.to_owned(), inode, connections: Connections::default(), _lock: lock })
+    }
+
+    /// The next connection within the limits. Connections beyond them are closed at once.
+    pub async fn accept(&self) -> Connection {
+        loop {
+            match self.socket.accept().await {
+                Ok((stream, _unnamed)) => {
+                    if let Some(connection) = self.admit(stream) {
+                        return connection;
+                    }
+                }
+                Err(error) => {
+                    // At the limit of open files accept fails at once, again and again.
+                    tracing::warn!(%error, "can't accept a connection; trying again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: UnixStream) -> Option<Connection> {
+        let caller = match peer::caller(&stream) {
+            Ok(caller) => caller,
+            Err(error) => {
+                tracing::warn!(%error, "closed a connection: the kernel does not tell whose it is");
+                return None;
+            }
+        };
+        let Some(place) = self.connections.admit(caller.uid) else {
+            tracing::warn!(uid = caller.uid, pid = caller.pid, "closed a connection: too many are open");
+            return None;
+        };
+        let idle = Box::pin(tokio::time::sleep(FIRST_BYTES));
+        Some(Connection { stream, caller, idle, _place: place })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.inode;
+        if fs::symlink_metadata(&self.path).is_ok_and(ours) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The directory must be such that nobody else can put something in the socket's place.
+fn trust_directory(directory: &Path) -> Result<(), BindError> {
+    let path = directory.to_owned();
+    let metadata = match fs::metadata(directory) {
+        Ok(metadata) => metadata,
+        Err(source) => return Err(BindError::Io { path, source }),
+    };
+    let own = nix::unistd::geteuid().as_raw();
+    let problem = if metadata.uid() != own && metadata.uid() != 0 {
+        "it belongs to another user"
+    } else if metadata.mode() & 0o002 != 0 {
+        "everybody may write to it"
+    } else {
+        return Ok(());
+    };
+    Err(BindError::Directory { path, problem })
+}
+
+fn lock(socket: &Path) -> Result<Flock<File>, BindError> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let io = |source| BindError::Io { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(&path).map_err(io)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| match errno {
+        Errno::EWOULDBLOCK => BindError::Live { path: socket.to_owned() },
+        errno => BindError::Io { path: path.clone(), source: errno.into() },
+    })
+}
+
+/// Removes a socket of ours that nobody serves any more.
+fn clear_stale(path: &Path) -> Result<(), BindError> {
+    let io = |source| BindError::Io { path: path.to_owned(), source };
+    let occupied = |problem| BindError::Occupied { path: path.to_owned(), problem };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io(error)),
+    };
+    if metadata.is_symlink() {
+        return Err(occupied("a symbolic link stands there"));
+    }
+    if !metadata.file_type().is_socket() {
+        return Err(occupied("a file that is no socket stands there"));
+    }
+    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(occupied("a socket of another user stands there"));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // It answers, or is too busy to: either way somebody serves it.
+        Ok(_) | Err(_) => Err(BindError::Live { path: path.to_owned() }),
+    }
+}
+
+/// How many connections are open: in all, and of each user.
+#[derive(Clone, Debug, Default)]
+struct Connections(Arc<Mutex<HashMap<u32, usize>>>);
+
+/// One connection's place among them.
+#[derive(Debug)]
+struct Place {
+    uid: u32,
+    connections: Connections,
+}
+
+impl Connections {
+    fn admit(&self, uid: u32) -> Option<Place> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_user = open.get(&uid).copied().unwrap_or_default();
+        if of_user >= MOST_OF_A_USER || open.values().sum::<usize>() >= MOST {
+            return None;
+        }
+        open.insert(uid, of_user + 1);
+        Some(Place { uid, connections: self.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.connections.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_user) = open.get_mut(&self.uid) {
+            *of_user -= 1;
+            if *of_user == 0 {
+                open.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// An admitted connection: knows its peer, and ends when nothing moves for too long.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    caller: Caller,
+    idle: Pin<Box<Sleep>>,
+    _place: Place,
+}
+
+impl Connection {
+    /// The peer.
+    #[must_use]
+    pub const fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    fn moved(&mut self) {
+        self.idle.as_mut().reset(Instant::now() + IDLE);
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if read.is_ready() {
+            self.moved();
+            return read;
+        }
+        self.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if written.is_ready() {
+            self.moved();
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        if written.is_ready() {
+            self.moved();
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+const LONGEST_PATH: usize = 107;
+const MOST: usize = 256;
+const MOST_OF_A_USER: usize = 32;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_BYTES: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(300);

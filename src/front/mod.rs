@@ -1,0 +1,5 @@
+//! Translation only: from a protocol to `signer` and back. No front knows another, and none knows a device.
+
+pub mod grpc;
+pub mod listen;
+mod peer;

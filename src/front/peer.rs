@@ -1,0 +1,64 @@
+//! Who stands at the other end of a unix socket, by the kernel's word: the one module of system calls.
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+
+use tokio::net::UnixStream;
+
+use crate::access::Caller;
+
+/// The peer as it was at connect(2).
+///
+/// # Errors
+/// Whatever the kernel says.
+pub(super) fn caller(stream: &UnixStream) -> io::Result<Caller> {
+    let peer = stream.peer_cred()?;
+    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+    Ok(Caller { uid: peer.uid(), gid: peer.gid(), groups: groups(stream)?, pid })
+}
+
+/// SO_PEERGROUPS (unix(7)): the supplementary groups.
+#[allow(unsafe_code, reason = "no crate in use wraps SO_PEERGROUPS")]
+fn groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let mut bytes = libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
+        // SAFETY: the descriptor is open for as long as `stream` is borrowed; `groups` has room for `bytes` bytes and any
+        // bytes make a gid_t; the kernel writes at most `bytes`, and to `bytes` how much it wrote or would write.
+        let result = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut bytes,
+            )
+        };
+        let found = usize::try_from(bytes).map_err(io::Error::other)? / size_of::<libc::gid_t>();
+        if result == 0 {
+            groups.truncate(found);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ERANGE) || found <= groups.len() {
+            return Err(error);
+        }
+        groups.resize(found, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_tells_who_we_are() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let caller = caller(&ours).unwrap();
+        assert_eq!(caller.uid, nix::unistd::geteuid().as_raw());
+        assert_eq!(caller.gid, nix::unistd::getegid().as_raw());
+        assert_eq!(caller.pid, Some(std::process::id()));
+        let own: Vec<u32> = nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
+        assert_eq!(caller.groups, own);
+    }
+}

@@ -1,0 +1,288 @@
+//! The audit log: one record a decision, written before the reply, whatever becomes of the caller.
+//!
+//! One thread writes: records that wait together go out in one write. While the log can't be written nothing is signed;
+//! what was decided until then is kept and written first as soon as that is possible again.
+
+mod log;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::{Call, SignError};
+use crate::access::{Denied, Operation, Permit, Request};
+use crate::audit::{Fsync, hexadecimal};
+use crate::key::{Digest, Hash, KeyId};
+pub use log::OpenError;
+use log::{LogFile, Written};
+
+/// The audit log, open.
+#[derive(Debug)]
+pub struct Audit {
+    writer: mpsc::Sender<Message>,
+    writable: Arc<AtomicBool>,
+}
+
+/// The record of one request on its way. Dropped before it is finished, it is written as of a caller that went away.
+pub(super) struct Record {
+    entry: Option<Box<Entry>>,
+    began: Instant,
+    writer: mpsc::Sender<Message>,
+}
+
+/// What a line says, in its order. Digests of what was signed, never the thing itself.
+#[derive(Debug, Serialize)]
+struct Entry {
+    time: String,
+    uid: u32,
+    gid: u32,
+    pid: Option<u32>,
+    rpc: &'static str,
+    operation: Option<&'static str>,
+    account: String,
+    decision: &'static str,
+    rule: Option<usize>,
+    reason: Option<String>,
+    kid: Option<KeyId>,
+    device: Option<KeyId>,
+    digest: Option<String>,
+    audience_sha256: Option<String>,
+    scope_sha256: Option<String>,
+    latency_us: u64,
+    outcome: &'static str,
+}
+
+struct Message {
+    entry: Box<Entry>,
+    reply: Option<oneshot::Sender<bool>>,
+}
+
+impl Audit {
+    /// Opens the log, mends its last line where a crash has torn it, and starts the thread that writes.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what to do. A log that can't be continued is never overwritten.
+    pub fn open(path: &Path, fsync: Fsync) -> Result<Self, OpenError> {
+        let file = LogFile::open(path)?;
+        let writable = Arc::new(AtomicBool::new(true));
+        let (writer, messages) = mpsc::channel();
+        let thread = Thread { file, fsync, writable: Arc::clone(&writable), messages, unsynced: None };
+        std::thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(|| thread.run())
+            .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+        Ok(Self { writer, writable })
+    }
+
+    /// Whether the last record could be written.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
+    }
+
+    /// Begins the record of a request.
+    pub(super) fn begin(&self, call: &Call<'_>) -> Result<Record, SignError> {
+        if !self.is_writable() {
+            return Err(unwritable());
+        }
+        let entry = Entry {
+            time: timestamp(SystemTime::now()),
+            uid: call.caller.uid,
+            gid: call.caller.gid,
+            pid: call.caller.pid,
+            rpc: call.rpc,
+            operation: None,
+            account: escaped(call.account),
+            decision: "none",
+            rule: None,
+            reason: None,
+            kid: None,
+            device: None,
+            digest: None,
+            audience_sha256: None,
+            scope_sha256: None,
+            latency_us: 0,
+            outcome: "CALLER_GONE",
+        };
+        Ok(Record { entry: Some(Box::new(entry)), began: Instant::now(), writer: self.writer.clone() })
+    }
+}
+
+impl Record {
+    /// What is asked for.
+    pub(super) fn asked(&mut self, request: &Request<'_>) {
+        let Some(entry) = &mut self.entry else { return };
+        let hashed = |texts: &[&str]| (!texts.is_empty()).then(|| sha256(texts.join(" ").as_bytes()));
+        entry.operation = Some(request.operation.name());
+        entry.audience_sha256 = hashed(&request.audiences);
+        entry.scope_sha256 = hashed(&request.scopes);
+    }
+
+    /// What policy decided.
+    pub(super) fn decided(&mut self, decision: &Result<Permit, Denied>) {
+        let Some(entry) = &mut self.entry else { return };
+        match decision {
+            Ok(permit) => {
+                entry.decision = "allow";
+                entry.rule = Some(permit.rule());
+            }
+            Err(denied) => {
+                entry.decision = "deny";
+                entry.reason = Some(escaped(&denied.reason));
+            }
+        }
+    }
+
+    /// A decision that needs no permit, since nothing is signed.
+    pub(super) fn told(&mut self, allowed: bool) {
+        let Some(entry) = &mut self.entry else { return };
+        entry.decision = if allowed { "allow" } else { "deny" };
+    }
+
+    /// Which key is about to sign what.
+    pub(super) fn signing(&mut self, kid: &KeyId, device: &KeyId, digest: &Digest) {
+        let Some(entry) = &mut self.entry else { return };
+        let hash = match digest.hash() {
+            Hash::Sha256 => "sha256",
+            Hash::Sha384 => "sha384",
+            Hash::Sha512 => "sha512",
+        };
+        entry.kid = Some(kid.clone());
+        entry.device = Some(device.clone());
+        entry.digest = Some(format!("{hash}:{}", hexadecimal(digest.as_bytes())));
+    }
+
+    /// Writes the record, and only then lets the result through.
+    pub(super) async fn finish<T>(mut self, result: Result<T, SignError>) -> Result<T, SignError> {
+        let Some(mut entry) = self.entry.take() else { return result };
+        match &result {
+            Ok(_) => entry.outcome = "OK",
+            Err(error) => {
+                entry.outcome = error.reason();
+                // A denial's own reason says more than what the caller is told.
+                entry.reason.get_or_insert_with(|| escaped(&error.to_string()));
+            }
+        }
+        entry.latency_us = micros(self.began.elapsed());
+        let (reply, written) = oneshot::channel();
+        let sent = self.writer.send(Message { entry, reply: Some(reply) });
+        if sent.is_err() || !written.await.unwrap_or(false) {
+            return Err(unwritable());
+        }
+        result
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let Some(mut entry) = self.entry.take() else { return };
+        entry.latency_us = micros(self.began.elapsed());
+        let _ = self.writer.send(Message { entry, reply: None });
+    }
+}
+
+/// The thread that owns the file.
+struct Thread {
+    file: LogFile,
+    fsync: Fsync,
+    writable: Arc<AtomicBool>,
+    messages: mpsc::Receiver<Message>,
+    unsynced: Option<Instant>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        loop {
+            let first = match self.messages.recv_timeout(self.patience()) {
+                Ok(message) => Some(message),
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            };
+            let batch: Vec<_> = first.into_iter().chain(self.messages.try_iter().take(BATCH)).collect();
+            self.write(batch);
+        }
+        let _ = self.file.sync();
+    }
+
+    /// How long to wait for a record before there is something else to do.
+    fn patience(&self) -> Duration {
+        if !self.writable.load(Ordering::Acquire) {
+            return RETRY;
+        }
+        self.unsynced.map_or(Duration::from_secs(3600), |since| SYNC_INTERVAL.saturating_sub(since.elapsed()))
+    }
+
+    fn write(&mut self, batch: Vec<Message>) {
+        let written = self.file.append(batch.iter().map(|message| message.entry.as_ref())).and_then(|written| {
+            if written == Written::Something {
+                self.unsynced.get_or_insert_with(Instant::now);
+            }
+            self.sync_where_due()
+        });
+        let was_writable = self.writable.swap(written.is_ok(), Ordering::AcqRel);
+        match &written {
+            Err(error) if was_writable => {
+                tracing::error!(%error, path = %self.file.path().display(), "the audit log can't be written: nothing is signed until it can (disk full?)");
+            }
+            Ok(()) if !was_writable => tracing::info!("the audit log can be written again"),
+            _ => {}
+        }
+        for reply in batch.into_iter().filter_map(|message| message.reply) {
+            let _ = reply.send(written.is_ok());
+        }
+    }
+
+    fn sync_where_due(&mut self) -> std::io::Result<()> {
+        let due = match (self.fsync, self.unsynced) {
+            (_, None) | (Fsync::Never, _) => false,
+            (Fsync::Always, Some(_)) => true,
+            (Fsync::Interval, Some(since)) => since.elapsed() >= SYNC_INTERVAL,
+        };
+        if due {
+            self.file.sync()?;
+        }
+        if due || self.fsync == Fsync::Never {
+            self.unsynced = None;
+        }
+        Ok(())
+    }
+}
+
+fn unwritable() -> SignError {
+    let problem = "the audit log can't be written, so nothing is signed; signetd's log says why".to_owned();
+    SignError::Operator { reason: "AUDIT_UNWRITABLE", problem }
+}
+
+/// A text of the caller's as it may stand in a log: short, and without a control character.
+fn escaped(text: &str) -> String {
+    text.chars().take(254).flat_map(char::escape_debug).collect()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(digest(&SHA256, bytes).as_ref())
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// RFC 3339 in UTC with microseconds.
+fn timestamp(time: SystemTime) -> String {
+    let format = time::format_description::well_known::Iso8601::<TIMESTAMP>;
+    time::OffsetDateTime::from(time).format(&format).unwrap_or_default()
+}
+
+const TIMESTAMP: time::format_description::well_known::iso8601::EncodedConfig = {
+    use std::num::NonZeroU8;
+    use time::format_description::well_known::iso8601::{Config, TimePrecision};
+    Config::DEFAULT.set_time_precision(TimePrecision::Second { decimal_digits: NonZeroU8::new(6) }).encode()
+};
+
+const BATCH: usize = 1024;
+const RETRY: Duration = Duration::from_millis(500);
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);

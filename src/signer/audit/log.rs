@@ -1,0 +1,168 @@
+//! The audit log's file: whole lines, chained, appended to and never rewritten.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::Serialize;
+
+use crate::audit::Head;
+
+/// The open file, locked against a second daemon.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    path: PathBuf,
+    file: Flock<File>,
+    head: Head,
+    /// Where the last whole line that was written ends.
+    length: u64,
+    /// Lines that could not be written yet.
+    pending: Vec<u8>,
+}
+
+/// Whether there was anything to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// Lines.
+    Something,
+    /// Nothing waited.
+    Nothing,
+}
+
+/// Why an audit log can't be continued.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file system refused.
+    #[error("audit log {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Another daemon writes it.
+    #[error("audit log {}: another signetd writes it", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its last line is no audit record: somebody else wrote to it. `signetctl audit verify` finds the line; move the file away to begin a new one.
+    #[error("audit log {}: its last line is no audit record ({reason})", path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the line.
+        reason: String,
+    },
+}
+
+/// What is written in place of a line that a crash has torn: the line was never followed by a reply.
+#[derive(Serialize)]
+struct Mended {
+    event: &'static str,
+    torn: String,
+}
+
+impl LogFile {
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let mut file = lock(path)?;
+        let length = file.metadata().map_err(io)?.len();
+        let tail_from = length.saturating_sub(LONGEST_LINE);
+        let mut tail = Vec::new();
+        file.seek(SeekFrom::Start(tail_from)).map_err(io)?;
+        file.by_ref().take(LONGEST_LINE).read_to_end(&mut tail).map_err(io)?;
+        let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        let (whole, torn) = tail.split_at_checked(whole).unwrap_or((&tail, &[]));
+        let head = match whole.strip_suffix(b"\n").map(last_line) {
+            Some(line) => {
+                Head::of_line(line).map_err(|reason| OpenError::NotOurs { path: path.to_owned(), reason })?
+            }
+            None if tail_from == 0 => Head::start(),
+            None => return Err(OpenError::NotOurs { path: path.to_owned(), reason: "it is too long".to_owned() }),
+        };
+        let length = tail_from + whole.len() as u64;
+        let mut log = Self { path: path.to_owned(), file, head, length, pending: Vec::new() };
+        if !torn.is_empty() {
+            tracing::warn!(path = %path.display(), "mended the audit log: its last line was torn by a crash");
+            let torn = String::from_utf8_lossy(torn).into_owned();
+            log.append(std::iter::once(&Mended { event: "mended", torn })).map_err(io)?;
+        }
+        Ok(log)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends records in one write. What can't be written now is kept, and goes out first with the next call.
+    pub(super) fn append<'a, T: Serialize + 'a>(
+        &mut self,
+        records: impl IntoIterator<Item = &'a T>,
+    ) -> io::Result<Written> {
+        for record in records {
+            self.head.append(record, &mut self.pending)?;
+        }
+        if self.pending.is_empty() {
+            return Ok(Written::Nothing);
+        }
+        self.follow_rotation()?;
+        // Half a line of an earlier attempt may stand there: what counts ends at `length`.
+        if self.file.metadata()?.len() != self.length {
+            self.file.set_len(self.length)?;
+        }
+        self.file.seek(SeekFrom::Start(self.length))?;
+        self.file.write_all(&self.pending)?;
+        self.length += self.pending.len() as u64;
+        self.pending.clear();
+        Ok(Written::Something)
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Where the file was renamed or removed, begins a new one at the path; the chain goes on.
+    fn follow_rotation(&mut self) -> io::Result<()> {
+        let own = self.file.metadata()?;
+        let same = |there: std::fs::Metadata| (there.dev(), there.ino()) == (own.dev(), own.ino());
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(there) if same(there) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.file.sync_data()?;
+        let file = lock(&self.path).map_err(io::Error::other)?;
+        if file.metadata()?.len() != 0 {
+            return Err(io::Error::other("another file stands in the audit log's place, and it is not empty"));
+        }
+        self.file = file;
+        self.length = 0;
+        Ok(())
+    }
+}
+
+fn lock(path: &Path) -> Result<Flock<File>, OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(path).map_err(io)?;
+    if !file.metadata().map_err(io)?.is_file() {
+        return Err(io(io::Error::other("it is no regular file")));
+    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: path.to_owned() },
+        errno => io(errno.into()),
+    })
+}
+
+fn last_line(lines: &[u8]) -> &[u8] {
+    lines.rsplit(|byte| *byte == b'\n').next().unwrap_or(lines)
+}
+
+/// Longer than any record: texts in it are cut, and a torn line is shorter than a whole one.
+const LONGEST_LINE: u64 = 64 << 10;

@@ -1,0 +1,189 @@
+//! The keyring, live: from an account to the keys that sign for it now and to those that are published.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use tokio::time::Instant;
+
+use crate::access::AccountEmail;
+use crate::device::DeviceError;
+use crate::device::handle::{Handle, Health, SignRequest};
+use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey, Signature};
+use crate::keyring::{self, KeyRecord, KeyState, KeyringError};
+
+/// The devices of the configuration, by name.
+pub type Devices = BTreeMap<KeyId, Handle>;
+
+/// Every key of the keyring file, joined to its device and its certificate.
+#[derive(Debug, Default)]
+pub struct Keyring {
+    /// The newest active one first, then the others in the order of the file.
+    keys: Vec<Arc<Key>>,
+}
+
+/// One key.
+#[derive(Debug)]
+pub struct Key {
+    kid: KeyId,
+    account: AccountEmail,
+    algorithm: Algorithm,
+    state: KeyState,
+    retired: Option<SystemTime>,
+    public_key: Arc<PublicKey>,
+    locator: Arc<KeyLocator>,
+    certificate: Option<String>,
+    device: KeyId,
+    handle: Option<Handle>,
+    /// Why it is not to be used, as the last check against its device told.
+    fault: ArcSwapOption<DeviceError>,
+}
+
+impl Keyring {
+    /// Reads the keyring and the certificates of a state directory. A missing keyring is an empty one.
+    ///
+    /// # Errors
+    /// [`KeyringError`] for the keyring. A certificate that is missing is logged, and its key published without one.
+    pub fn load(state_dir: &Path, devices: &Devices) -> Result<Self, KeyringError> {
+        let mut records = keyring::Keyring::load(state_dir)?.keys;
+        records.sort_by_key(|record| (record.state != KeyState::Active, std::cmp::Reverse(record.activated)));
+        let keys = records.into_iter().map(|record| Arc::new(Key::of(record, state_dir, devices))).collect();
+        Ok(Self { keys })
+    }
+
+    /// Every key.
+    #[must_use]
+    pub fn keys(&self) -> &[Arc<Key>] {
+        &self.keys
+    }
+
+    /// The active keys of an account in the order to try them: those that can sign now first, of these the newest first.
+    pub(super) fn active(&self, account: &AccountEmail) -> Vec<Arc<Key>> {
+        let mut keys: Vec<_> =
+            self.keys.iter().filter(|key| key.is_active() && key.account == *account).cloned().collect();
+        keys.sort_by_key(|key| !key.can_sign());
+        keys
+    }
+
+    /// The keys of an account for whoever verifies: all but those retired for so long that nothing they signed lives.
+    pub(super) fn published(&self, account: &AccountEmail, now: SystemTime) -> Vec<Arc<Key>> {
+        let alive = |key: &Key| key.retired.is_none_or(|retired| now < retired + RETIRED_FOR);
+        self.keys.iter().filter(|key| key.account == *account && alive(key)).cloned().collect()
+    }
+}
+
+impl Key {
+    fn of(record: KeyRecord, state_dir: &Path, devices: &Devices) -> Self {
+        let KeyRecord { kid, account, algorithm, device, locator, public_key, state, retired, .. } = record;
+        let path = state_dir.join("certificates").join(format!("{kid}.pem"));
+        let certificate = fs::read_to_string(&path)
+            .inspect_err(|error| tracing::warn!(%kid, path = %path.display(), %error, "the key has no certificate: it is published in the JWKS only (signetctl key certificate makes one)"))
+            .ok();
+        let handle = devices.get(&device).cloned();
+        if handle.is_none() && state == KeyState::Active {
+            tracing::warn!(%kid, %device, "the key's device is not in the configuration: it can't sign");
+        }
+        let retired = (state == KeyState::Retired)
+            .then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(retired.unwrap_or_default()));
+        let (public_key, locator) = (Arc::new(public_key), Arc::new(locator));
+        let fault = ArcSwapOption::empty();
+        Self { kid, account, algorithm, state, retired, public_key, locator, certificate, device, handle, fault }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn kid(&self) -> &KeyId {
+        &self.kid
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub const fn account(&self) -> &AccountEmail {
+        &self.account
+    }
+
+    /// What it signs JWTs with.
+    #[must_use]
+    pub const fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub const fn state(&self) -> KeyState {
+        self.state
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Its certificate, PEM, where there is one.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&str> {
+        self.certificate.as_deref()
+    }
+
+    /// The name of its device.
+    #[must_use]
+    pub const fn device(&self) -> &KeyId {
+        &self.device
+    }
+
+    /// Whether it is to sign.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.state == KeyState::Active
+    }
+
+    /// Whether it would sign now.
+    #[must_use]
+    pub fn can_sign(&self) -> bool {
+        let ready = |handle: &Handle| handle.health() == Health::Ready;
+        self.is_active() && self.handle.as_ref().is_some_and(ready) && self.fault.load().is_none()
+    }
+
+    /// Asks the device whether it holds this key and no other, and remembers where it does not: until a later check
+    /// finds it, the key signs nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub async fn check(&self, deadline: Instant) -> Result<(), DeviceError> {
+        let Some(handle) = &self.handle else { return Err(self.no_device()) };
+        let checked = handle.check(Arc::clone(&self.locator), Arc::clone(&self.public_key), deadline).await;
+        match &checked {
+            Ok(()) => self.fault.store(None),
+            Err(error @ DeviceError::Permanent(_)) => self.fault.store(Some(Arc::new(error.clone()))),
+            // The device's trouble, not the key's.
+            Err(_) => {}
+        }
+        checked
+    }
+
+    pub(super) async fn sign(
+        &self,
+        algorithm: Algorithm,
+        digest: Digest,
+        deadline: Instant,
+        uid: u32,
+    ) -> Result<Signature, DeviceError> {
+        let Some(handle) = &self.handle else { return Err(self.no_device()) };
+        if let Some(fault) = self.fault.load_full() {
+            return Err(fault.as_ref().clone());
+        }
+        let (locator, public_key) = (Arc::clone(&self.locator), Arc::clone(&self.public_key));
+        handle.sign(SignRequest { locator, public_key, algorithm, digest, deadline, uid }).await
+    }
+
+    fn no_device(&self) -> DeviceError {
+        DeviceError::Misconfigured(format!("the key's device {} is not in signetd's configuration", self.device))
+    }
+}
+
+/// Nothing that SignJwt makes lives longer than 12 hours; an hour more for clocks and caches.
+const RETIRED_FOR: Duration = Duration::from_secs(13 * 3600);

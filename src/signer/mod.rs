@@ -1,0 +1,217 @@
+//! THE request path: audit, policy, key, JWT, device, audit. Only this module signs, and every front, whatever its
+//! protocol, comes here: [`Signer::sign_bytes`] for bytes and digests, [`Signer::sign_jwt`] for JWTs.
+//!
+//! It knows no protocol, no configuration file and no device but through its handle.
+
+mod audit;
+mod error;
+mod keyring;
+mod request;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use crate::access::{Account, AccountEmail, Caller, Permit, Policy, Request};
+use crate::jwt::Jwt;
+use crate::key::{Algorithm, Digest, KeyId, Signature};
+use audit::Record;
+pub use audit::{Audit, OpenError};
+pub use error::SignError;
+pub use keyring::{Devices, Key, Keyring};
+pub use request::{Bytes, JwtBody};
+
+/// What a daemon signs with: policy and keyring can be swapped while it runs.
+#[derive(Debug)]
+pub struct Signer {
+    policy: ArcSwap<Policy>,
+    keyring: ArcSwap<Keyring>,
+    audit: Audit,
+}
+
+/// Who asks, through which rpc, for which account, and until when.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The caller, by the kernel's word.
+    pub caller: &'a Caller,
+    /// The rpc's name, for the audit log.
+    pub rpc: &'static str,
+    /// The account as asked for; empty: the default account.
+    pub account: &'a str,
+    /// When the caller no longer waits.
+    pub deadline: Instant,
+}
+
+/// What was signed, and by which key.
+#[derive(Debug)]
+pub struct Signed<T> {
+    /// The key.
+    pub kid: KeyId,
+    /// The algorithm that was used.
+    pub algorithm: Algorithm,
+    /// The signature or the JWT.
+    pub value: T,
+}
+
+impl Signer {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(policy: Policy, keyring: Keyring, audit: Audit) -> Self {
+        Self { policy: ArcSwap::from_pointee(policy), keyring: ArcSwap::from_pointee(keyring), audit }
+    }
+
+    /// Signs bytes or a digest. Bytes that a verifier could take for a JWT are judged as sign-jwt.
+    ///
+    /// # Errors
+    /// [`SignError`].
+    pub async fn sign_bytes(
+        &self,
+        call: Call<'_>,
+        bytes: Bytes<'_>,
+        algorithm: Option<Algorithm>,
+    ) -> Result<Signed<Signature>, SignError> {
+        let mut record = self.audit.begin(&call)?;
+        let signed = self.bytes(&call, bytes, algorithm, &mut record).await;
+        record.finish(signed).await
+    }
+
+    /// Makes a JWT and signs it.
+    ///
+    /// # Errors
+    /// [`SignError`].
+    pub async fn sign_jwt(&self, call: Call<'_>, body: JwtBody) -> Result<Signed<Jwt>, SignError> {
+        let mut record = self.audit.begin(&call)?;
+        let signed = self.jwt(&call, body, &mut record).await;
+        record.finish(signed).await
+    }
+
+    async fn bytes(
+        &self,
+        call: &Call<'_>,
+        bytes: Bytes<'_>,
+        algorithm: Option<Algorithm>,
+        record: &mut Record,
+    ) -> Result<Signed<Signature>, SignError> {
+        let (account, now) = (self.resolve(call.account)?, SystemTime::now());
+        let judged = bytes.judge(&account, now);
+        let permit = self.authorize(call.caller, &judged.request(&account, now), record)?;
+        let signable = judged.into_signable()?;
+        let prepare = |key: &Key| {
+            let algorithm = algorithm.unwrap_or(key.algorithm());
+            Ok((algorithm, signable.digest(algorithm.hash())?, ()))
+        };
+        let (key, algorithm, signature, ()) = self.sign(call, &permit, record, prepare).await?;
+        Ok(Signed { kid: key.kid().clone(), algorithm, value: signature })
+    }
+
+    async fn jwt(&self, call: &Call<'_>, body: JwtBody, record: &mut Record) -> Result<Signed<Jwt>, SignError> {
+        let (account, now) = (self.resolve(call.account)?, SystemTime::now());
+        let body = body.parse()?;
+        let permit = self.authorize(call.caller, &body.request(&account, now), record)?;
+        let prepare = |key: &Key| {
+            let unsigned = body.unsigned(&permit, key, now)?;
+            Ok((key.algorithm(), unsigned.digest(), unsigned))
+        };
+        let (key, algorithm, signature, unsigned) = self.sign(call, &permit, record, prepare).await?;
+        Ok(Signed { kid: key.kid().clone(), algorithm, value: unsigned.into_jwt(&signature) })
+    }
+
+    /// Asks the account's keys in turn: the next one only where the device of the one before can't.
+    async fn sign<T>(
+        &self,
+        call: &Call<'_>,
+        permit: &Permit,
+        record: &mut Record,
+        prepare: impl Fn(&Key) -> Result<(Algorithm, Digest, T), SignError>,
+    ) -> Result<(Arc<Key>, Algorithm, Signature, T), SignError> {
+        let mut failure = SignError::no_key();
+        for key in self.keyring.load().active(&permit.account().email) {
+            let (algorithm, digest, prepared) = prepare(&key)?;
+            if algorithm.key_type() != key.algorithm().key_type() {
+                return Err(SignError::invalid("algorithm", format!("this account's key can't sign {algorithm}")));
+            }
+            record.signing(key.kid(), key.device(), &digest);
+            match key.sign(algorithm, digest, call.deadline, call.caller.uid).await {
+                Ok(signature) => return Ok((key, algorithm, signature, prepared)),
+                Err(error) => failure = error.into(),
+            }
+            if !failure.is_of_one_device() {
+                break;
+            }
+        }
+        Err(failure)
+    }
+
+    fn authorize(&self, caller: &Caller, request: &Request<'_>, record: &mut Record) -> Result<Permit, SignError> {
+        record.asked(request);
+        let decision = self.policy.load().authorize(caller, request);
+        record.decided(&decision);
+        decision.map_err(|_told_to_the_audit_log_alone| SignError::Denied)
+    }
+
+    /// The account that is meant; it need not exist.
+    fn resolve(&self, account: &str) -> Result<AccountEmail, SignError> {
+        if !account.is_empty() {
+            return account.parse().map_err(|invalid| SignError::invalid("account", invalid));
+        }
+        let policy = self.policy.load();
+        let default = policy.default_account().map(|account| account.email.clone());
+        default.ok_or_else(|| SignError::invalid("account", "there is no default account: name one"))
+    }
+}
+
+/// What needs no signature.
+impl Signer {
+    /// Tells who an account is, to whoever may do anything with it, and which key would sign for it now.
+    ///
+    /// # Errors
+    /// [`SignError`].
+    pub async fn account(&self, call: Call<'_>) -> Result<(Account, Arc<Key>), SignError> {
+        let mut record = self.audit.begin(&call)?;
+        let told = self.resolve(call.account).and_then(|email| {
+            let policy = self.policy.load();
+            let account = policy.account(&email).filter(|_| policy.knows(call.caller, &email));
+            record.told(account.is_some());
+            let account = account.ok_or(SignError::Denied)?;
+            let key = self.keyring.load().active(&email).into_iter().next().ok_or_else(SignError::no_key)?;
+            Ok((account.as_ref().clone(), key))
+        });
+        record.finish(told).await
+    }
+
+    /// The published keys of an account, the one that signs first. Open to every caller: there is nothing to decide.
+    ///
+    /// # Errors
+    /// [`SignError`].
+    pub fn published(&self, account: &str) -> Result<Vec<Arc<Key>>, SignError> {
+        let email = self.resolve(account)?;
+        self.policy.load().account(&email).ok_or(SignError::Denied)?;
+        Ok(self.keyring.load().published(&email, SystemTime::now()))
+    }
+
+    /// Whether any account can sign now.
+    #[must_use]
+    pub fn can_sign(&self) -> bool {
+        let policy = self.policy.load();
+        let configured = |key: &Key| policy.account(key.account()).is_some();
+        self.audit.is_writable() && self.keyring.load().keys().iter().any(|key| key.can_sign() && configured(key))
+    }
+
+    /// The keyring as it is now.
+    #[must_use]
+    pub fn keyring(&self) -> Arc<Keyring> {
+        self.keyring.load_full()
+    }
+
+    /// Takes another policy; requests on their way keep the old one.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Takes another keyring; requests on their way keep the old one.
+    pub fn set_keyring(&self, keyring: Keyring) {
+        self.keyring.store(Arc::new(keyring));
+    }
+}
