@@ -123,10 +123,16 @@ pub fn verify(mut log: impl BufRead, before: Option<Head>) -> Result<Verified, B
         let link: Link = serde_json::from_slice(text).map_err(|error| broken(&error.to_string()))?;
         let head = expected.take().unwrap_or_else(|| {
             // A first line that says it is the very first must be: nothing stands before it.
-            if link.seq <= 1 { Head::start() } else { Head { hash: link.prev.clone(), seq: link.seq.saturating_sub(1) } }
+            if link.seq <= 1 {
+                Head::start()
+            } else {
+                Head { hash: link.prev.clone(), seq: link.seq.saturating_sub(1) }
+            }
         });
         if link.prev != head.hash {
-            return Err(broken("it does not follow the line before: one of the two was changed, or lines were removed"));
+            return Err(broken(
+                "it does not follow the line before: one of the two was changed, or lines were removed",
+            ));
         }
         if Some(link.seq) != head.seq.checked_add(1) {
             return Err(broken(&format!("number {} stands after number {}", link.seq, head.seq)));

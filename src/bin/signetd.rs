@@ -64,6 +64,7 @@ fn main() -> ExitCode {
     }
 }
 
+#[allow(clippy::print_stdout, reason = "--check answers on standard output")]
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     guard_memory().context("can't keep secrets out of core files")?;
     if let Some(Command::DeviceProcess) = arguments.command {

@@ -18,8 +18,8 @@ use nix::unistd::{Group, User};
 use toml::Spanned;
 
 use crate::access::{Account, Policy};
-use crate::device::DeviceConfig;
 pub use crate::audit::Fsync;
+use crate::device::DeviceConfig;
 use crate::key::KeyId;
 use credentials::Folders;
 use file::{File, Principal, Source};

@@ -81,7 +81,9 @@ impl Watch {
         seen.checks.clear();
         let at_start = (&config.devices, &config.listen, &config.audit, &config.state_dir);
         if at_start != (&self.config.devices, &self.config.listen, &self.config.audit, &self.config.state_dir) {
-            tracing::warn!("devices, sockets, audit log or state directory changed in the configuration: restart signetd for these");
+            tracing::warn!(
+                "devices, sockets, audit log or state directory changed in the configuration: restart signetd for these"
+            );
         }
         self.signer.set_policy(config.policy);
         tracing::info!("reloaded accounts, rules and keyring");
@@ -122,7 +124,8 @@ impl Watch {
 
     /// Checks active keys against their devices: after each return of the device, and from time to time those that failed.
     async fn check_keys(&self, seen: &mut Seen) {
-        let ready = |name: &KeyId| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == DeviceHealth::Ready);
+        let ready =
+            |name: &KeyId| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == DeviceHealth::Ready);
         for key in self.signer.keyring().keys().iter().filter(|key| key.is_active() && ready(key.device())) {
             let now = Instant::now();
             if seen.checks.get(key.kid()).is_some_and(|due| now < *due) {
@@ -185,7 +188,9 @@ fn remedy(error: &DeviceError) -> &'static str {
             "nothing: signetd goes on as soon as the device is back"
         }
         DeviceError::PinRefused(_) => "correct the PIN file, then: signetctl device unlatch",
-        DeviceError::Permanent(_) => "bring back the device that holds this key, or retire the key: signetctl key retire",
+        DeviceError::Permanent(_) => {
+            "bring back the device that holds this key, or retire the key: signetctl key retire"
+        }
         DeviceError::Misconfigured(_) => "correct the configuration or the device, then restart signetd",
         DeviceError::Integrity(_) => "do not trust this device before you know why",
         DeviceError::Unsupported(_) => "use a key that the device can sign with",

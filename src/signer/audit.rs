@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::{Call, SignError};
-use crate::access::{Denied, Operation, Permit, Request};
+use crate::access::{Denied, Permit, Request};
 use crate::audit::{Fsync, hexadecimal};
 use crate::key::{Digest, Hash, KeyId};
 pub use log::OpenError;

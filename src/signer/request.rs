@@ -87,13 +87,16 @@ impl<'a> Judged<'a> {
 impl JwtBody {
     /// Reads the claims, and checks what a rule can't: a lifetime and a target that no caller may have.
     pub(super) fn parse(self) -> Result<Body, SignError> {
-        let invalid = SignError::invalid;
         Ok(match self {
-            Self::Claims(text) => Body::Claims(Claims::parse(&text).map_err(|error| invalid("claims", error))?),
+            Self::Claims(text) => {
+                Body::Claims(Claims::parse(&text).map_err(|error| SignError::invalid("claims", error))?)
+            }
             Self::AccessToken { target, lifetime } => {
                 match &target {
                     Target::Audience(audience) => named("audience", audience)?,
-                    Target::Scopes(scopes) if scopes.is_empty() => return Err(invalid("scopes", "at least one is needed")),
+                    Target::Scopes(scopes) if scopes.is_empty() => {
+                        return Err(SignError::invalid("scopes", "at least one is needed"));
+                    }
                     Target::Scopes(scopes) => scopes.iter().try_for_each(|scope| named("scopes", scope))?,
                 }
                 Body::AccessToken { target, lifetime: limited(lifetime)? }
@@ -117,11 +120,9 @@ impl Body {
     pub(super) fn request<'a>(&'a self, account: &'a AccountEmail, now: SystemTime) -> Request<'a> {
         match self {
             Self::Claims(claims) => of_claims(claims, account, now),
-            Self::AccessToken { target: Target::Audience(audience), lifetime } => Request {
-                audiences: vec![audience],
-                lifetime: *lifetime,
-                ..bare(account, Operation::MintAccessToken)
-            },
+            Self::AccessToken { target: Target::Audience(audience), lifetime } => {
+                Request { audiences: vec![audience], lifetime: *lifetime, ..bare(account, Operation::MintAccessToken) }
+            }
             Self::AccessToken { target: Target::Scopes(scopes), lifetime } => Request {
                 scopes: scopes.iter().map(String::as_str).collect(),
                 lifetime: *lifetime,

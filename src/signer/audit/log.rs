@@ -73,13 +73,11 @@ impl LogFile {
         let tail_from = length.saturating_sub(LONGEST_LINE);
         let mut tail = Vec::new();
         file.seek(SeekFrom::Start(tail_from)).map_err(io)?;
-        file.by_ref().take(LONGEST_LINE).read_to_end(&mut tail).map_err(io)?;
+        (&*file).take(LONGEST_LINE).read_to_end(&mut tail).map_err(io)?;
         let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         let (whole, torn) = tail.split_at_checked(whole).unwrap_or((&tail, &[]));
         let head = match whole.strip_suffix(b"\n").map(last_line) {
-            Some(line) => {
-                Head::of_line(line).map_err(|reason| OpenError::NotOurs { path: path.to_owned(), reason })?
-            }
+            Some(line) => Head::of_line(line).map_err(|reason| OpenError::NotOurs { path: path.to_owned(), reason })?,
             None if tail_from == 0 => Head::start(),
             None => return Err(OpenError::NotOurs { path: path.to_owned(), reason: "it is too long".to_owned() }),
         };
@@ -127,9 +125,9 @@ impl LogFile {
     /// Where the file was renamed or removed, begins a new one at the path; the chain goes on.
     fn follow_rotation(&mut self) -> io::Result<()> {
         let own = self.file.metadata()?;
-        let same = |there: std::fs::Metadata| (there.dev(), there.ino()) == (own.dev(), own.ino());
+        let same = |there: &std::fs::Metadata| (there.dev(), there.ino()) == (own.dev(), own.ino());
         match std::fs::symlink_metadata(&self.path) {
-            Ok(there) if same(there) => return Ok(()),
+            Ok(there) if same(&there) => return Ok(()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
