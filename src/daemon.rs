@@ -11,6 +11,7 @@ use tokio::sync::watch as channel;
 
 use crate::config::Config;
 use crate::device::handle::{Handle, Launcher};
+use crate::device::{self, DeviceConfig};
 use crate::front::grpc::{self, Health};
 use crate::front::listen::Listener;
 use crate::signer::{Audit, Devices, Keyring, Signer};
@@ -24,12 +25,21 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
     keyring(config, &Devices::new()).map(drop)
 }
 
+/// A device process, from its first job to its last: what the daemon starts itself as, with [`DEVICE_PROCESS`] alone.
+/// Returns the exit code.
+#[must_use]
+pub fn device_process() -> u8 {
+    device::process::run(device::open)
+}
+
 /// Serves until SIGTERM or SIGINT, then lets the requests on their way finish. Devices may be absent: the daemon says
 /// NOT_SERVING until one is there.
 ///
 /// # Errors
 /// What is wrong, and what to do about it.
-pub fn run(config: Config, launcher: Launcher) -> anyhow::Result<()> {
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("can't find this program again")?;
+    let launcher = Launcher { program, arguments: vec![DEVICE_PROCESS.into()] };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let served = runtime.block_on(serve(config, launcher));
     // Device processes end with their handles; nothing else is worth waiting for.
@@ -40,7 +50,7 @@ pub fn run(config: Config, launcher: Launcher) -> anyhow::Result<()> {
 async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
     let signals = Signals::new()?;
     let audit = Audit::open(&config.audit.path, config.audit.fsync)?;
-    let start = |device: &crate::device::DeviceConfig| Handle::start(device.clone(), launcher.clone());
+    let start = |device: &DeviceConfig| Handle::start(device.clone(), launcher.clone());
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let keyring = keyring(&config, &devices)?;
     let listener = Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?;
@@ -108,6 +118,8 @@ impl Signals {
     }
 }
 
-/// Two carry what two cores can sign; more only lengthen the tail (facts of measurement: ARCHITECTURE.md).
+/// The hidden subcommand of a device process.
+pub const DEVICE_PROCESS: &str = "device-process";
+/// Two carry what two cores can sign; more only lengthen the tail.
 const WORKERS: usize = 2;
 const DRAIN: Duration = Duration::from_secs(10);

@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("keyring", &["key", "access", "file"]),
     ("jwt", &["key", "access"]),
     ("device", &["key", "file"]),
-    ("config", &["key", "access", "device"]),
+    ("config", &["key", "access", "audit", "device"]),
     ("signer", &["key", "access", "jwt", "keyring", "audit", "device::handle", "device::DeviceError"]),
     ("front", &["key", "access", "jwt", "signer", "proto"]),
     ("ctl", &["key", "file", "access", "jwt", "keyring", "audit", "device", "config", "proto"]),

@@ -10,8 +10,7 @@ use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use signet::config::{Config, ConfigError};
-use signet::device::handle::Launcher;
-use signet::{daemon, device};
+use signet::daemon;
 use tracing_subscriber::EnvFilter;
 
 /// Signs for local applications with keys that never leave their TPM or PKCS#11 token.
@@ -46,7 +45,7 @@ enum LogFormat {
 #[derive(Subcommand)]
 enum Command {
     /// What signetd starts itself as, once for each device
-    #[command(hide = true)]
+    #[command(hide = true, name = daemon::DEVICE_PROCESS)]
     DeviceProcess,
 }
 
@@ -68,7 +67,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     guard_memory().context("can't keep secrets out of core files")?;
     if let Some(Command::DeviceProcess) = arguments.command {
-        return Ok(ExitCode::from(device::process::run(device::open)));
+        return Ok(ExitCode::from(daemon::device_process()));
     }
     log_to_stderr(arguments)?;
     let config = Config::load(&arguments.config)?;
@@ -77,8 +76,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         println!("{}: sound", config.path.display());
         return Ok(ExitCode::SUCCESS);
     }
-    let program = std::env::current_exe().context("can't find this program again")?;
-    daemon::run(config, Launcher { program, arguments: vec!["device-process".into()] })?;
+    daemon::run(config)?;
     Ok(ExitCode::SUCCESS)
 }
 

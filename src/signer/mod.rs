@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::access::{Account, AccountEmail, Caller, Permit, Policy, Request};
 use crate::jwt::Jwt;
 use crate::key::{Algorithm, Digest, KeyId, Signature};
+pub use crate::keyring::KeyState;
 use audit::Record;
 pub use audit::{Audit, OpenError};
 pub use error::SignError;

@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use super::{Key, SignError};
 use crate::access::{AccountEmail, Operation, Permit, Request};
-use crate::jwt::claims::Claims;
+use crate::jwt::claims::{Claims, InvalidClaims};
 use crate::jwt::jws::Shape;
-use crate::jwt::{self, Header, MAX_LIFETIME, Target, UnsignedJwt};
+use crate::jwt::{self, Header, Target, UnsignedJwt};
 use crate::key::{Digest, Hash};
 
 /// What is to be signed as it is.
@@ -69,7 +69,7 @@ impl<'a> Bytes<'a> {
 impl<'a> Judged<'a> {
     pub(super) fn request<'b>(&'b self, account: &'b AccountEmail, now: SystemTime) -> Request<'b> {
         match (&self.shape, self.bytes) {
-            (Shape::Jwt(claims), _) => of_claims(claims, account, now),
+            (Shape::Jwt(claims), _) => claims.request(account, now),
             (_, Bytes::Digest(_)) => bare(account, Operation::SignDigest),
             (_, Bytes::Message(blob)) => Request { blob: Some(blob), ..bare(account, Operation::SignBlob) },
         }
@@ -85,26 +85,12 @@ impl<'a> Judged<'a> {
 }
 
 impl JwtBody {
-    /// Reads the claims, and checks what a rule can't: a lifetime and a target that no caller may have.
+    /// Reads a caller's claims: what policy judges and what is signed is the same.
     pub(super) fn parse(self) -> Result<Body, SignError> {
         Ok(match self {
-            Self::Claims(text) => {
-                Body::Claims(Claims::parse(&text).map_err(|error| SignError::invalid("claims", error))?)
-            }
-            Self::AccessToken { target, lifetime } => {
-                match &target {
-                    Target::Audience(audience) => named("audience", audience)?,
-                    Target::Scopes(scopes) if scopes.is_empty() => {
-                        return Err(SignError::invalid("scopes", "at least one is needed"));
-                    }
-                    Target::Scopes(scopes) => scopes.iter().try_for_each(|scope| named("scopes", scope))?,
-                }
-                Body::AccessToken { target, lifetime: limited(lifetime)? }
-            }
-            Self::IdToken { audience, include_email, lifetime } => {
-                named("audience", &audience)?;
-                Body::IdToken { audience, include_email, lifetime: limited(lifetime)? }
-            }
+            Self::Claims(text) => Body::Claims(Claims::parse(&text).map_err(|error| invalid("claims", error))?),
+            Self::AccessToken { target, lifetime } => Body::AccessToken { target, lifetime },
+            Self::IdToken { audience, include_email, lifetime } => Body::IdToken { audience, include_email, lifetime },
         })
     }
 }
@@ -119,15 +105,8 @@ pub(super) enum Body {
 impl Body {
     pub(super) fn request<'a>(&'a self, account: &'a AccountEmail, now: SystemTime) -> Request<'a> {
         match self {
-            Self::Claims(claims) => of_claims(claims, account, now),
-            Self::AccessToken { target: Target::Audience(audience), lifetime } => {
-                Request { audiences: vec![audience], lifetime: *lifetime, ..bare(account, Operation::MintAccessToken) }
-            }
-            Self::AccessToken { target: Target::Scopes(scopes), lifetime } => Request {
-                scopes: scopes.iter().map(String::as_str).collect(),
-                lifetime: *lifetime,
-                ..bare(account, Operation::MintAccessToken)
-            },
+            Self::Claims(claims) => claims.request(account, now),
+            Self::AccessToken { target, lifetime } => target.request(account, *lifetime),
             Self::IdToken { audience, lifetime, .. } => {
                 Request { audiences: vec![audience], lifetime: *lifetime, ..bare(account, Operation::MintIdToken) }
             }
@@ -136,49 +115,33 @@ impl Body {
 
     pub(super) fn unsigned(&self, permit: &Permit, key: &Key, now: SystemTime) -> Result<UnsignedJwt, SignError> {
         let header = Header { algorithm: key.algorithm(), kid: key.kid() };
-        let (field, unsigned) = match self {
+        match self {
             Self::Claims(claims) => {
                 let fit = claims.clone().for_account(&permit.account().email, now);
-                ("claims", fit.and_then(|claims| UnsignedJwt::of_claims(permit, header, &claims, now)))
+                let unsigned = fit.and_then(|claims| UnsignedJwt::of_claims(permit, header, &claims, now));
+                unsigned.map_err(|error| invalid("claims", error))
             }
-            Self::AccessToken { target, .. } => ("target", UnsignedJwt::access_token(permit, header, target, now)),
+            Self::AccessToken { target, .. } => {
+                UnsignedJwt::access_token(permit, header, target, now).map_err(|error| invalid("target", error))
+            }
             Self::IdToken { audience, include_email, .. } => {
-                ("audience", UnsignedJwt::id_token(permit, header, audience, *include_email, now))
+                let unsigned = UnsignedJwt::id_token(permit, header, audience, *include_email, now);
+                unsigned.map_err(|error| invalid("audience", error))
             }
-        };
-        unsigned.map_err(|error| SignError::invalid(field, error))
+        }
     }
 }
 
-fn of_claims<'a>(claims: &'a Claims, account: &'a AccountEmail, now: SystemTime) -> Request<'a> {
-    let exp = claims.members().iter().find(|(name, _)| name == "exp").and_then(|(_, exp)| exp.as_u64());
-    let ends = exp.and_then(|exp| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(exp)));
-    Request {
-        audiences: claims.audiences(),
-        scopes: claims.scopes(),
-        claims: claims.others(),
-        lifetime: ends.map(|ends| ends.duration_since(now).unwrap_or_default()),
-        ..bare(account, Operation::SignJwt)
-    }
+/// The error of a field: the one that the text begins with, where the request has it.
+fn invalid(field: &'static str, InvalidClaims(text): InvalidClaims) -> SignError {
+    let named = [("audience: ", "audience"), ("scope: ", "scopes"), ("lifetime: ", "lifetime")];
+    let named = named.into_iter().filter(|_| field != "claims");
+    let found = named.into_iter().find_map(|(prefix, field)| Some((field, text.strip_prefix(prefix)?)));
+    let (field, problem) = found.unwrap_or((field, &text));
+    SignError::invalid(field, problem)
 }
 
 fn bare(account: &AccountEmail, operation: Operation) -> Request<'_> {
     let (audiences, scopes, claims) = (Vec::new(), Vec::new(), Vec::new());
     Request { account, operation, audiences, scopes, claims, blob: None, lifetime: None }
-}
-
-fn named(field: &'static str, text: &str) -> Result<(), SignError> {
-    if text.is_empty() || text.len() > 4096 || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(SignError::invalid(field, "1 to 4096 bytes without white space are needed"));
-    }
-    Ok(())
-}
-
-fn limited(lifetime: Option<Duration>) -> Result<Option<Duration>, SignError> {
-    match lifetime {
-        Some(lifetime) if lifetime < Duration::from_secs(1) || lifetime > MAX_LIFETIME => {
-            Err(SignError::invalid("lifetime", "1 second to 1 hour is needed"))
-        }
-        lifetime => Ok(lifetime),
-    }
 }

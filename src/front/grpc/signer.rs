@@ -12,9 +12,8 @@ use crate::jwt::certificate::validity;
 use crate::jwt::jwk::{PublishedKey, jwks};
 use crate::jwt::{Jwt, Target};
 use crate::key;
-use crate::keyring;
 use crate::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
-use crate::signer::{Bytes, Call, JwtBody, Key, SignError, Signed, Signer};
+use crate::signer::{Bytes, Call, JwtBody, Key, KeyState, SignError, Signed, Signer};
 
 pub(super) struct Service {
     pub(super) signer: Arc<Signer>,
@@ -170,9 +169,9 @@ fn certificate(key: &Key) -> proto::PublicCertificate {
     let pem = key.certificate().unwrap_or_default();
     let dates = validity(pem).ok();
     let state = match key.state() {
-        keyring::KeyState::Prepared => proto::KeyState::Prepared,
-        keyring::KeyState::Active => proto::KeyState::Active,
-        keyring::KeyState::Retired => proto::KeyState::Retired,
+        KeyState::Prepared => proto::KeyState::Prepared,
+        KeyState::Active => proto::KeyState::Active,
+        KeyState::Retired => proto::KeyState::Retired,
     };
     let timestamp = |time: SystemTime| prost_types::Timestamp::from(time);
     proto::PublicCertificate {
