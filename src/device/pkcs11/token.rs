@@ -1,0 +1,216 @@
+//! The module, the token in it, and logging in.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error, Rv, RvError};
+use cryptoki::mechanism::MechanismType;
+use cryptoki::session::{Session, UserType};
+use cryptoki::slot::{Limit, Slot, TokenInfo};
+use cryptoki::types::RawAuthPin;
+
+use super::raw::CSign;
+use crate::device::{DeviceConfig, DeviceError, Pin, Pkcs11Config, TokenSelector, fault, latch};
+
+/// A loaded and initialised module. It is never finalised and never unloaded: other threads may be inside.
+pub(super) struct Module {
+    pub(super) path: PathBuf,
+    pub(super) client: Pkcs11,
+    pub(super) c_sign: CSign,
+}
+
+impl Module {
+    /// Loads a module once a process: C_Initialize may not be called twice.
+    pub(super) fn load(path: &Path) -> Result<Arc<Self>, DeviceError> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = loaded.iter().find(|module| module.path == path) {
+            return Ok(Arc::clone(module));
+        }
+        let unusable = |what: String| DeviceError::Misconfigured(format!("module {}: {what}", path.display()));
+        if let Err(error) = std::fs::metadata(path) {
+            return Err(unusable(format!("{error}; install the token's PKCS#11 module, or name its path")));
+        }
+        let broken = |error| match error {
+            Error::MissingSymbol(symbol) => unusable(format!("it is no PKCS#11 module, for it has no {symbol}")),
+            Error::LibraryLoading(error) => unusable(format!("it can't be loaded: {error}")),
+            other => unusable(other.to_string()),
+        };
+        let client = Pkcs11::new(path).map_err(broken)?;
+        match client.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+            Err(error) => return Err(classified(error)),
+        }
+        let c_sign = CSign::load(path).map_err(broken)?;
+        let module = Arc::new(Self { path: path.to_owned(), client, c_sign });
+        loaded.push(Arc::clone(&module));
+        Ok(module)
+    }
+}
+
+static LOADED: Mutex<Vec<Arc<Module>>> = Mutex::new(Vec::new());
+
+/// A token in a slot.
+pub(super) struct Token {
+    pub(super) module: Arc<Module>,
+    pub(super) slot: Slot,
+    pub(super) info: TokenInfo,
+    pub(super) mechanisms: Vec<MechanismType>,
+}
+
+impl Token {
+    /// Finds the configured token.
+    pub(super) fn find(config: &Pkcs11Config) -> Result<Arc<Self>, DeviceError> {
+        let module = Module::load(&config.module)?;
+        let tokens = tokens(&module)?;
+        let mut matching = tokens.iter().filter(|(slot, info)| match &config.token {
+            TokenSelector::Label(label) => info.label() == label,
+            TokenSelector::Serial(serial) => info.serial_number() == serial,
+            TokenSelector::Slot(id) => slot.id() == *id,
+        });
+        let Some((slot, info)) = matching.next() else {
+            return Err(DeviceError::Misconfigured(absent(&config.token, &module.path, &tokens)));
+        };
+        if matching.next().is_some() {
+            let serials: Vec<_> =
+                tokens.iter().map(|(_, info)| format!("\"serial:{}\"", info.serial_number())).collect();
+            return Err(DeviceError::Misconfigured(format!(
+                "{} fits several tokens of {}; choose one by its serial number: {}",
+                quoted(&config.token),
+                module.path.display(),
+                serials.join(", ")
+            )));
+        }
+        let mechanisms = module.client.get_mechanism_list(*slot).map_err(classified)?;
+        Ok(Arc::new(Self { module: Arc::clone(&module), slot: *slot, info: info.clone(), mechanisms }))
+    }
+
+    /// How many sessions the token lets this process have, at most as many as were asked for.
+    pub(super) fn session_limit(&self, wanted: usize) -> usize {
+        match self.info.max_session_count() {
+            Limit::Max(limit) => wanted.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1),
+            Limit::Unavailable | Limit::Infinite => wanted.max(1),
+        }
+    }
+
+    /// Opens one more session.
+    pub(super) fn session(&self, read_write: bool) -> Result<Session, DeviceError> {
+        let client = &self.module.client;
+        if read_write { client.open_rw_session(self.slot) } else { client.open_ro_session(self.slot) }
+            .map_err(classified)
+    }
+
+    /// Reads the PIN, and makes sure that it may be tried. None where the token takes no PIN from us.
+    pub(super) fn pin(&self, config: &DeviceConfig, pkcs11: &Pkcs11Config) -> Result<Option<Pin>, DeviceError> {
+        let label = self.info.label();
+        let Some(path) = &pkcs11.pin_file else {
+            if self.info.login_required() && !self.info.protected_authentication_path() {
+                return Err(DeviceError::Misconfigured(format!("the token {label:?} wants a PIN; name its pin_file")));
+            }
+            return Ok(None);
+        };
+        if !self.info.login_required() {
+            return Ok(None);
+        }
+        latch::check(&config.latch_file)?;
+        if self.info.user_pin_locked() {
+            return Err(DeviceError::PinRefused(format!(
+                "the token {label:?} has locked its user PIN; its security officer must set a new one"
+            )));
+        }
+        if self.info.user_pin_final_try() && !pkcs11.allow_final_pin_try {
+            return Err(DeviceError::PinRefused(format!(
+                "one more wrong PIN locks the token {label:?}; make sure that the PIN file is right, then set allow_final_pin_try"
+            )));
+        }
+        if !self.info.user_pin_initialized() {
+            return Err(DeviceError::Misconfigured(format!(
+                "the token {label:?} has no user PIN yet; its security officer must set one"
+            )));
+        }
+        Pin::read(path).map(Some)
+    }
+
+    /// Logs the whole process in. A refused PIN closes the latch: it is tried once, ever.
+    pub(super) fn log_in(&self, session: &Session, pin: Option<&Pin>, latch_file: &Path) -> Result<(), DeviceError> {
+        if !self.info.login_required() {
+            return Ok(());
+        }
+        log_in(session, UserType::User, pin).map_err(|error| refused(error, pin, latch_file, self.info.label()))
+    }
+}
+
+/// Logs in, by the token's own keypad where there is no PIN.
+pub(super) fn log_in(session: &Session, user: UserType, pin: Option<&Pin>) -> Result<(), Error> {
+    let outcome = match pin {
+        Some(pin) => session.login_with_raw(user, &RawAuthPin::new(Box::new(pin.expose().to_vec()))),
+        None => session.login(user, None),
+    };
+    match outcome {
+        Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// What a failed login means: everything that is about the PIN closes the latch.
+pub(super) fn refused(error: Error, pin: Option<&Pin>, latch_file: &Path, label: &str) -> DeviceError {
+    use RvError::{PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked};
+    match error {
+        Error::Pkcs11(rv @ (PinIncorrect | PinInvalid | PinLenRange | PinExpired | PinLocked), _) => {
+            latch::close(latch_file, pin, &format!("the token {label:?} answered {rv:?}"))
+        }
+        other => classified(other),
+    }
+}
+
+/// Every initialised token of a module.
+pub(super) fn tokens(module: &Module) -> Result<Vec<(Slot, TokenInfo)>, DeviceError> {
+    let mut tokens = Vec::new();
+    for slot in module.client.get_slots_with_token().map_err(classified)? {
+        // One slot with a bad card in it must not hide the others.
+        match module.client.get_token_info(slot) {
+            Ok(info) if info.token_initialized() => tokens.push((slot, info)),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(slot = slot.id(), %error, "a token can't be read"),
+        }
+    }
+    Ok(tokens)
+}
+
+/// Classifies what the cryptoki crate says.
+pub(super) fn classified(error: Error) -> DeviceError {
+    match error {
+        Error::Pkcs11(rv, function) => fault::pkcs11(code(rv), &format!("C_{function:?}: {rv:?}")),
+        Error::NullFunctionPointer => DeviceError::Unsupported("the module lacks a function".to_owned()),
+        other => DeviceError::Away(other.to_string()),
+    }
+}
+
+/// The CK_RV of an error: the crate keeps its name only, so its own table is searched for it.
+fn code(error: RvError) -> u64 {
+    match error {
+        RvError::VendorDefined(code) | RvError::UnknownErrorCode(code) => code,
+        known => (1..=CKR_LAST).find(|code| Rv::from(*code) == Rv::Error(known)).unwrap_or_default(),
+    }
+}
+
+/// CKR_FUNCTION_REJECTED, the highest code of PKCS#11 3.1.
+const CKR_LAST: u64 = 0x200;
+
+fn quoted(selector: &TokenSelector) -> String {
+    match selector {
+        TokenSelector::Label(label) => format!("token = {label:?}"),
+        TokenSelector::Serial(serial) => format!("token = \"serial:{}\"", serial.escape_debug()),
+        TokenSelector::Slot(id) => format!("token = \"slot:{id}\""),
+    }
+}
+
+fn absent(selector: &TokenSelector, module: &Path, tokens: &[(Slot, TokenInfo)]) -> String {
+    let labels: Vec<_> = tokens.iter().map(|(_, info)| format!("{:?}", info.label())).collect();
+    let there = if labels.is_empty() { "it has none".to_owned() } else { format!("there are {}", labels.join(", ")) };
+    format!(
+        "no token of {} fits {}: {there}; connect it, mend the configuration, or make it with `signetctl device init`",
+        module.display(),
+        quoted(selector)
+    )
+}
