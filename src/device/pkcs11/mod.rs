@@ -33,7 +33,7 @@ pub use self::provision::provision;
 /// [`DeviceError`], classified.
 pub fn open(config: &DeviceConfig, pkcs11: &Pkcs11Config) -> Result<Opened, DeviceError> {
     let first = TokenSession::open(config, pkcs11, false)?;
-    let more = first.token.session_limit(pkcs11.sessions).saturating_sub(1);
+    let more = token::sessions(first.token.info.max_session_count(), pkcs11.sessions) - 1;
     let mut devices: Opened = Vec::with_capacity(more + 1);
     for _ in 0..more {
         // A token may have fewer sessions left than it says. The first one signs in any case.

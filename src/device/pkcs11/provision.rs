@@ -104,7 +104,7 @@ impl TokenSession {
             return Err(DeviceError::Unsupported("a key that can't be read: the token would let it out".to_owned()));
         }
         let public_key = self.read_public_key(self.describe_key(*private)?)?;
-        Ok(CreatedKey { locator: self.locator(Some(name.label), Some(name.id)), public_key })
+        Ok(CreatedKey { locator: self.locator(Some(name.label), Some(name.id)), public_key, tss2: None })
     }
 
     fn locator(&self, object: Option<String>, id: Option<Vec<u8>>) -> KeyLocator {

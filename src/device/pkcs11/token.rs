@@ -85,14 +85,6 @@ impl Token {
         Ok(Arc::new(Self { module: Arc::clone(&module), slot: *slot, info: info.clone(), mechanisms }))
     }
 
-    /// How many sessions the token lets this process have, at most as many as were asked for.
-    pub(super) fn session_limit(&self, wanted: usize) -> usize {
-        match self.info.max_session_count() {
-            Limit::Max(limit) => wanted.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1),
-            Limit::Unavailable | Limit::Infinite => wanted.max(1),
-        }
-    }
-
     /// Opens one more session.
     pub(super) fn session(&self, read_write: bool) -> Result<Session, DeviceError> {
         let client = &self.module.client;
@@ -163,6 +155,14 @@ pub(super) fn refused(error: Error, pin: Option<&Pin>, latch_file: &Path, label:
     }
 }
 
+/// How many sessions a token lets this process have, at most as many as were asked for and at least one.
+pub(super) fn sessions(limit: Limit, wanted: usize) -> usize {
+    match limit {
+        Limit::Max(limit) => wanted.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1),
+        Limit::Unavailable | Limit::Infinite => wanted.max(1),
+    }
+}
+
 /// Every initialised token of a module.
 pub(super) fn tokens(module: &Module) -> Result<Vec<(Slot, TokenInfo)>, DeviceError> {
     let mut tokens = Vec::new();
@@ -180,7 +180,7 @@ pub(super) fn tokens(module: &Module) -> Result<Vec<(Slot, TokenInfo)>, DeviceEr
 /// Classifies what the cryptoki crate says.
 pub(super) fn classified(error: Error) -> DeviceError {
     match error {
-        Error::Pkcs11(rv, function) => fault::pkcs11(code(rv), &format!("C_{function:?}: {rv:?}")),
+        Error::Pkcs11(rv, function) => fault::pkcs11(code(rv), &format!("C_{function:?}")),
         Error::NullFunctionPointer => DeviceError::Unsupported("the module lacks a function".to_owned()),
         other => DeviceError::Away(other.to_string()),
     }
@@ -213,4 +213,27 @@ fn absent(selector: &TokenSelector, module: &Path, tokens: &[(Slot, TokenInfo)])
         module.display(),
         quoted(selector)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_never_exceed_what_the_token_has() {
+        assert_eq!(sessions(Limit::Max(1), 4), 1);
+        assert_eq!(sessions(Limit::Max(3), 4), 3);
+        assert_eq!(sessions(Limit::Max(8), 4), 4);
+        assert_eq!(sessions(Limit::Infinite, 4), 4);
+        assert_eq!(sessions(Limit::Unavailable, 4), 4);
+    }
+
+    #[test]
+    fn codes_are_those_of_the_standard() {
+        assert_eq!(code(RvError::PinIncorrect), 0xa0);
+        assert_eq!(code(RvError::KeyHandleInvalid), 0x60);
+        assert_eq!(code(RvError::CryptokiAlreadyInitialized), 0x191);
+        assert_eq!(code(RvError::FunctionRejected), CKR_LAST);
+        assert_eq!(code(RvError::VendorDefined(0x8000_0001)), 0x8000_0001);
+    }
 }
