@@ -1,0 +1,163 @@
+//! A TPM 2.0, through the TSS's ESAPI. Nothing else of Signet knows `tss_esapi`.
+
+mod connection;
+mod describe;
+mod duplicate;
+mod parent;
+mod provision;
+mod public;
+mod tcti;
+
+use std::error::Error as _;
+use std::time::{Duration, Instant};
+
+use self::connection::Connection;
+pub use self::parent::init;
+pub use self::provision::{adopt, provision};
+pub use self::tcti::behind_resource_manager;
+use super::{Device, DeviceConfig, DeviceError, Opened, Pin, TpmConfig, TpmSession, fault, latch};
+use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
+
+/// Opens the TPM: one context, one session, one device.
+///
+/// # Errors
+/// [`DeviceError`], classified.
+pub fn open(config: &DeviceConfig, tpm: &TpmConfig) -> Result<Opened, DeviceError> {
+    open_renewing(config, tpm, Renewal::default())
+}
+
+/// Opens the TPM as [`open`] does, with another rhythm of renewal.
+///
+/// # Errors
+/// [`DeviceError`], classified.
+pub fn open_renewing(config: &DeviceConfig, tpm: &TpmConfig, renewal: Renewal) -> Result<Opened, DeviceError> {
+    let device = TpmDevice::open(config, tpm, tpm.session, renewal)?;
+    Ok(vec![Box::new(device)])
+}
+
+/// When the session and its context are replaced: sessions broke after some 65,000 uses in the field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// After so many signatures.
+    pub signatures: u32,
+    /// Or after so long.
+    pub age: Duration,
+}
+
+impl Default for Renewal {
+    fn default() -> Self {
+        Self { signatures: 10_000, age: Duration::from_secs(3600) }
+    }
+}
+
+/// The device, over many generations of its connection.
+struct TpmDevice {
+    config: DeviceConfig,
+    tpm: TpmConfig,
+    session: TpmSession,
+    renewal: Renewal,
+    pin: Option<Pin>,
+    connection: Option<(Instant, Connection)>,
+    /// The latch closed while we ran: it is asked before the next try.
+    latched: bool,
+}
+
+impl TpmDevice {
+    fn open(
+        config: &DeviceConfig,
+        tpm: &TpmConfig,
+        session: TpmSession,
+        renewal: Renewal,
+    ) -> Result<Self, DeviceError> {
+        let (config, tpm) = (config.clone(), tpm.clone());
+        let mut device = Self { config, tpm, session, renewal, pin: None, connection: None, latched: true };
+        device.connected()?;
+        Ok(device)
+    }
+
+    /// Makes a call: retried while the TPM is busy, and once on a new connection where the old one turns out to be lost.
+    fn call<T>(&mut self, call: impl Fn(&mut Connection) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        let reused = self.connection.is_some();
+        match self.attempt(&call) {
+            Err(DeviceError::Away(_)) if reused => self.attempt(&call),
+            other => other,
+        }
+    }
+
+    fn attempt<T>(&mut self, call: impl Fn(&mut Connection) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        let connection = self.connected()?;
+        let mut result = call(connection);
+        for _retry in 0..2 {
+            if !matches!(result, Err(DeviceError::Transient(_))) {
+                break;
+            }
+            result = call(connection);
+        }
+        match result {
+            Err(error @ (DeviceError::Away(_) | DeviceError::Integrity(_))) => {
+                self.connection = None;
+                Err(error)
+            }
+            Err(DeviceError::PinRefused(detail)) => {
+                self.latched = true;
+                Err(latch::close(&self.config.latch_file, self.pin.as_ref(), &detail))
+            }
+            other => other,
+        }
+    }
+
+    /// The connection, opened where there is none and replaced where it is due.
+    fn connected(&mut self) -> Result<&mut Connection, DeviceError> {
+        if self.latched {
+            latch::check(&self.config.latch_file)?;
+            self.connection = None;
+            self.pin = self.tpm.pin_file.as_deref().map(Pin::read).transpose()?;
+            self.latched = false;
+        }
+        let Renewal { signatures, age } = self.renewal;
+        let current =
+            self.connection.take_if(|(opened, connection)| connection.used < signatures && opened.elapsed() < age);
+        // The old one goes first: without a resource manager the new one flushes whatever it finds.
+        self.connection = None;
+        let current = match current {
+            Some(current) => current,
+            None => (Instant::now(), Connection::open(&self.tpm, self.pin.as_ref(), self.session)?),
+        };
+        Ok(&mut self.connection.insert(current).1)
+    }
+}
+
+impl Device for TpmDevice {
+    fn public_key(&mut self, key: &KeyLocator) -> Result<PublicKey, DeviceError> {
+        self.call(|connection| connection.public_key(key))
+    }
+
+    fn sign(&mut self, key: &KeyLocator, algorithm: Algorithm, digest: &Digest) -> Result<Signature, DeviceError> {
+        self.call(|connection| connection.sign(key, algorithm, digest))
+    }
+}
+
+/// Turns an error of the TSS into ours.
+fn classified(doing: &str) -> impl Fn(tss_esapi::Error) -> DeviceError {
+    move |error| match raw_rc(&error) {
+        Some(code) => fault::tpm(code, doing),
+        // The crate's own: it was handed, or the TPM answered with, what it can't represent.
+        None => DeviceError::Unsupported(format!("{doing}: {error}")),
+    }
+}
+
+/// The TSS2_RC of an error. The crate hides it: only the innermost source displays it, "Response code value: 0x...".
+fn raw_rc(error: &tss_esapi::Error) -> Option<u32> {
+    let innermost = std::iter::successors(error.source(), |inner| (*inner).source()).last()?.to_string();
+    u32::from_str_radix(innermost.rsplit_once("0x")?.1, 16).ok()
+}
+
+/// Response codes that mean something of their own where they occur; [`fault::tpm`] knows the rest.
+mod code {
+    /// TPM_RC_INTEGRITY of the first parameter: a private half that this TPM, or this parent, did not encrypt.
+    pub(super) const INTEGRITY_OF_PRIVATE: u32 = 0x1df;
+    /// TPM_RC_HANDLE of the first handle: nothing is there.
+    pub(super) const NO_SUCH_HANDLE: u32 = 0x18b;
+    /// TPM_RC_OBJECT_MEMORY: every slot is taken.
+    pub(super) const OBJECT_MEMORY: u32 = 0x902;
+}
