@@ -3,7 +3,7 @@
 
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::{CapabilityType, SessionType};
-use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
+use tss_esapi::handles::{KeyHandle, ObjectHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
@@ -142,23 +142,18 @@ impl Connection {
             let (private, public) = (private.clone(), public.clone());
             context.execute_with_session(session, |context| context.load(parent, private, public))
         });
-        let handle = loaded.map_err(|error| match raw_rc(&error) {
-            Some(code::INTEGRITY_OF_PRIVATE) => DeviceError::Permanent("this key is sealed to another TPM".to_owned()),
-            _ => parent_error("loading a key", error),
-        })?;
+        let handle = loaded.map_err(|error| parent_error("loading a key", error))?;
         Ok((handle, public))
     }
 
     fn find_persistent(&mut self, handle: u32) -> Result<(KeyHandle, Public), DeviceError> {
-        let missing = |error| match raw_rc(&error) {
-            Some(code::NO_SUCH_HANDLE) => DeviceError::Permanent(format!(
+        let Some(object) = persistent(&mut self.context, handle)? else {
+            return Err(DeviceError::Permanent(format!(
                 "the TPM has no key at {handle:#x}: it was deleted, or this is another TPM"
-            )),
-            _ => classified("finding a persistent key")(error),
+            )));
         };
-        let persistent = PersistentTpmHandle::new(handle).map_err(classified("persistent handle"))?;
-        let object = self.with_room(|context| context.tr_from_tpm_public(persistent.into())).map_err(missing)?;
-        let (public, ..) = self.with_room(|context| context.read_public(object.into())).map_err(missing)?;
+        let read = self.with_room(|context| context.read_public(object.into()));
+        let (public, ..) = read.map_err(classified("reading a persistent key"))?;
         Ok((object.into(), public))
     }
 
@@ -225,12 +220,9 @@ fn pinned_parent(context: &mut Context, pinned: &TpmParent) -> Result<KeyHandle,
 
 /// The object at a persistent handle, where there is one.
 pub(super) fn persistent(context: &mut Context, handle: u32) -> Result<Option<ObjectHandle>, DeviceError> {
-    let handle = PersistentTpmHandle::new(handle).map_err(classified("persistent handle"))?;
-    match context.tr_from_tpm_public(handle.into()) {
-        Ok(object) => Ok(Some(object)),
-        Err(error) if raw_rc(&error) == Some(code::NO_SUCH_HANDLE) => Ok(None),
-        Err(error) => Err(classified("finding a persistent key")(error)),
-    }
+    let there = handles(context, handle)?.into_iter().find(|there| u32::from(*there) == handle);
+    let object = there.map(|there| context.tr_from_tpm_public(there)).transpose();
+    object.map_err(classified("finding a persistent key"))
 }
 
 /// An object's name in hexadecimal. The library computes it from the public area that it holds, and that a session's

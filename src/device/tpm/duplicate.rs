@@ -43,12 +43,12 @@ pub(super) fn wrap(sensitive: &Sensitive, public: &[u8], parent: &PublicKey) -> 
     let mut encrypted = Zeroizing::new(Vec::with_capacity(LARGEST_SENSITIVE));
     push_sized(&mut encrypted, &area)?;
 
-    let key = kdfa(&*seed, b"STORAGE", &name, 128);
+    let key = kdfa(&seed, b"STORAGE", &name, 128);
     let cipher = UnboundCipherKey::new(&AES_128, &key).and_then(EncryptingKey::cfb128).map_err(failed)?;
     // The key is used once, so the standard lets the initialisation vector be zero.
     cipher.less_safe_encrypt(&mut encrypted, EncryptionContext::Iv128(FixedLength::from([0; 16]))).map_err(failed)?;
 
-    let integrity_key = kdfa(&*seed, b"INTEGRITY", &[], 256);
+    let integrity_key = kdfa(&seed, b"INTEGRITY", &[], 256);
     let integrity =
         hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &integrity_key), &[encrypted.as_slice(), &name].concat());
     let mut private = Vec::new();

@@ -154,10 +154,6 @@ fn raw_rc(error: &tss_esapi::Error) -> Option<u32> {
 
 /// Response codes that mean something of their own where they occur; [`fault::tpm`] knows the rest.
 mod code {
-    /// TPM_RC_INTEGRITY of the first parameter: a private half that this TPM, or this parent, did not encrypt.
-    pub(super) const INTEGRITY_OF_PRIVATE: u32 = 0x1df;
-    /// TPM_RC_HANDLE of the first handle: nothing is there.
-    pub(super) const NO_SUCH_HANDLE: u32 = 0x18b;
     /// TPM_RC_OBJECT_MEMORY: every slot is taken.
     pub(super) const OBJECT_MEMORY: u32 = 0x902;
 }
