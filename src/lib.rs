@@ -5,7 +5,7 @@
 //!
 //! | module | may use |
 //! |---|---|
-//! | [`key`], [`file`] | nothing of ours |
+//! | [`key`], [`mod@file`] | nothing of ours |
 //! | [`access`] | key |
 //! | [`keyring`] | key, access, file |
 //! | [`audit`] | nothing of ours |

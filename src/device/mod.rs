@@ -289,7 +289,10 @@ pub fn init(config: &DeviceConfig, so_pin: Option<&Pin>) -> Result<Option<TpmPar
         #[cfg(feature = "tpm")]
         DeviceKind::Tpm(tpm) => tpm::init(config, tpm).map(Some),
         #[cfg(not(all(feature = "pkcs11", feature = "tpm")))]
-        _ => Err(unsupported(config)),
+        _ => {
+            let _ = so_pin;
+            Err(unsupported(config))
+        }
     }
 }
 
