@@ -20,6 +20,7 @@
 pub mod access;
 pub mod audit;
 pub mod config;
+pub mod ctl;
 pub mod daemon;
 pub mod device;
 pub mod file;

@@ -1,3 +1,5 @@
-//! Stub.
+//! Provisions keys and talks to signetd: see `signetctl --help`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    signet::ctl::main()
+}

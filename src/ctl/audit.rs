@@ -1,0 +1,64 @@
+//! `signetctl audit`: whether the audit log is whole.
+
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::Global;
+use super::failure::{Exit, Failure};
+use crate::audit::{Broken, Head, verify};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Follow the hash chain of the audit log: a changed, removed or reordered line is found
+    ///
+    /// Lines cut off the end leave no trace in the file: compare the last hash with one that was noted elsewhere. Exit code 5
+    /// where the log is not whole.
+    #[command(after_help = "\
+Examples:
+  signetctl audit verify
+  signetctl audit verify audit.log.1 audit.log")]
+    Verify {
+        /// The logs, the oldest first, each continuing the one before; by default that of the configuration
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+}
+
+pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure> {
+    let AuditCommand::Verify { mut files } = command;
+    if files.is_empty() {
+        files.push(global.load()?.audit.path);
+    }
+    let mut before: Option<Head> = None;
+    let mut first = None;
+    let mut lines = 0;
+    for file in &files {
+        let unreadable = |error: io::Error| {
+            Failure::new(format!("{}: {error}", file.display())).hint("name the log, and run it as the user of signetd")
+        };
+        let log = BufReader::new(File::open(file).map_err(unreadable)?);
+        let verified = verify(log, before.take()).map_err(|broken| match broken {
+            Broken::Io(error) => unreadable(error),
+            broken @ Broken::Line { .. } => Failure::with(Exit::Unverified, format!("{}: {broken}", file.display()))
+                .hint("keep a copy as evidence, and compare with what was shipped elsewhere"),
+        })?;
+        lines += verified.lines;
+        first.get_or_insert(verified.first);
+        before = Some(verified.last);
+    }
+    let (first, last) = (first.unwrap_or_else(Head::start), before.unwrap_or_else(Head::start));
+    let json = json!({ "records": lines, "first": first.seq + 1, "last": last.seq, "last_hash": last.hash });
+    let text = match lines {
+        0 => "no records".to_owned(),
+        _ => format!("{lines} records, {} to {}: whole\nlast hash {}", first.seq + 1, last.seq, last.hash),
+    };
+    global.show(&json, text)?;
+    if lines > 0 && first.seq > 0 {
+        global.note("It continues a log that is not here: name the older ones as well.");
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! The way to the daemon, and what its refusals mean for a person.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt as _;
+
+use super::Global;
+use super::failure::{Exit, Failure};
+use crate::proto::signer_client::SignerClient;
+
+/// Calls the daemon once and waits for its answer.
+pub(crate) fn call<T, F>(global: &Global, call: impl FnOnce(SignerClient<Channel>) -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let socket = global.socket()?;
+    block_on(async {
+        let channel = connect(&socket).await?;
+        // The answer to a large blob is small, but certificates of many keys are not.
+        let client = SignerClient::new(channel).max_decoding_message_size(16 << 20);
+        call(client).await.map(Response::into_inner).map_err(|status| explained(&status, &socket))
+    })
+}
+
+/// Runs to its end on this thread.
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?.block_on(future)
+}
+
+/// Connects to the daemon's socket.
+pub(crate) async fn connect(socket: &Path) -> Result<Channel, Failure> {
+    let socket = std::path::absolute(socket).map_err(Failure::usage)?;
+    let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).map_err(Failure::usage)?;
+    let connected = endpoint.connect_timeout(CONNECT_LIMIT).timeout(CALL_LIMIT).connect().await;
+    connected.map_err(|error| unreachable_socket(&socket, &error))
+}
+
+fn unreachable_socket(socket: &Path, error: &(dyn std::error::Error + 'static)) -> Failure {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let kind = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last().map(std::io::Error::kind);
+    let socket = socket.display();
+    let (what, hint) = match kind {
+        Some(std::io::ErrorKind::NotFound) => (
+            format!("there is no socket {socket}: signetd does not run, or listens elsewhere"),
+            "systemctl start signetd; or --socket PATH",
+        ),
+        Some(std::io::ErrorKind::ConnectionRefused) => (
+            format!("nobody listens at {socket}: signetd has ended"),
+            "systemctl start signetd; its log tells why it ended",
+        ),
+        Some(std::io::ErrorKind::PermissionDenied) => (
+            format!("you may not connect to {socket}"),
+            "ask to be added to the group of the socket (ls -l shows it), and log in again",
+        ),
+        _ => (format!("signetd does not answer at {socket}"), "signetctl doctor"),
+    };
+    Failure::with(Exit::Unavailable, what).hint(hint)
+}
+
+fn explained(status: &Status, socket: &Path) -> Failure {
+    let details = status.get_error_details();
+    let reason = details.error_info().map_or("", |info| info.reason.as_str());
+    let retry = details.retry_info().and_then(|info| info.retry_delay);
+    let again =
+        retry.map_or_else(|| "again later".to_owned(), |delay| format!("again in {:.1} s", delay.as_secs_f64()));
+    let (exit, hint) = match (status.code(), reason) {
+        (Code::PermissionDenied, _) => (
+            Exit::Refused,
+            "ask for an [[allow]] rule; an operator sees why with signetctl policy explain, and in the audit log"
+                .to_owned(),
+        ),
+        (Code::InvalidArgument, _) => (Exit::Usage, "--help shows what this command takes".to_owned()),
+        (Code::ResourceExhausted, _) => (Exit::Unavailable, again),
+        (Code::FailedPrecondition, "PIN_REFUSED") => {
+            (Exit::Unavailable, "an operator mends the PIN file, then signetctl device unlatch NAME".to_owned())
+        }
+        (Code::FailedPrecondition, "NO_ACTIVE_KEY") => {
+            (Exit::Unavailable, "an operator runs signetctl key generate, or key activate".to_owned())
+        }
+        (Code::FailedPrecondition, "AUDIT_UNWRITABLE") => (
+            Exit::Unavailable,
+            "an operator makes room for the audit log: nothing is signed without a record".to_owned(),
+        ),
+        (Code::Unavailable | Code::DeadlineExceeded, _) if !reason.is_empty() => {
+            (Exit::Unavailable, format!("{again}; signetctl status shows how the device is"))
+        }
+        (Code::Unimplemented, _) => (
+            Exit::Unavailable,
+            format!("is it an older signetd, or another program, that listens at {}?", socket.display()),
+        ),
+        (Code::FailedPrecondition | Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled, _) => {
+            (Exit::Unavailable, "signetctl doctor".to_owned())
+        }
+        _ => (Exit::Failed, "the log of signetd tells more (journalctl -u signetd)".to_owned()),
+    };
+    let message = if status.message().is_empty() { status.code().description() } else { status.message() };
+    Failure::with(exit, message).hint(hint)
+}
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Longer than the daemon's own limits, so that its answer is the one that is seen.
+const CALL_LIMIT: Duration = Duration::from_secs(60);

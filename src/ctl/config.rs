@@ -1,0 +1,37 @@
+//! `signetctl config`: whether the configuration can be used.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::Global;
+use super::device::place;
+use super::failure::Failure;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Read the configuration as signetd would, and say what is wrong with it
+    #[command(after_help = "Example:\n  signetctl config check && systemctl reload signetd")]
+    Check,
+}
+
+pub(crate) fn run(command: ConfigCommand, global: &Global) -> Result<(), Failure> {
+    let ConfigCommand::Check = command;
+    let config = global.load()?;
+    let devices: Vec<_> =
+        config.devices.iter().map(|device| format!("{} ({})", device.name, place(device).0)).collect();
+    let accounts: Vec<_> = config.accounts.iter().map(|account| account.email.to_string()).collect();
+    let rules = config.policy.rules().len();
+    let json = json!({ "ok": true, "devices": devices, "accounts": accounts, "rules": rules });
+    let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let text = format!(
+        "{}: sound\ndevices: {}\naccounts: {}\nrules: {rules}",
+        config.path.display(),
+        list(&devices),
+        list(&accounts)
+    );
+    global.show(&json, text)?;
+    if rules == 0 {
+        global.note("There is no [[allow]] rule: nobody may do anything.");
+    }
+    Ok(())
+}

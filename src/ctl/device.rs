@@ -1,0 +1,259 @@
+//! `signetctl device`: sets devices up and looks at them, and opens them for the other provisioning commands.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::Subcommand;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::failure::Failure;
+use super::{Global, table};
+use crate::config::Config;
+use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, Provision, TokenSelector, latch};
+use crate::file;
+use crate::key::KeyId;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Make a device ready for its first key
+    ///
+    /// PKCS#11: initialises a fresh token of the configured label with the PIN of its pin_file; refused where a token of
+    /// that label exists. TPM: makes the storage key that will be the parent of all keys persistent, and records its name.
+    #[command(after_help = "Example:\n  signetctl device init hsm")]
+    Init {
+        /// The device's name in the configuration
+        name: KeyId,
+    },
+    /// List the configured devices
+    #[command(after_help = "Example:\n  signetctl device list")]
+    List,
+    /// Show what a device is and can do: mechanisms, sizes, limits, lock-out state
+    #[command(after_help = "Example:\n  signetctl device show hsm")]
+    Show {
+        /// The device's name in the configuration
+        name: KeyId,
+    },
+    /// Allow a device to be logged in to again, after its PIN was refused
+    ///
+    /// A PIN is tried once: tokens lock after a few wrong ones. Put the right PIN into the pin_file first.
+    #[command(after_help = "Example:\n  signetctl device unlatch hsm")]
+    Unlatch {
+        /// The device's name in the configuration
+        name: KeyId,
+        /// Try the very PIN again that was refused
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+pub(crate) fn run(command: DeviceCommand, global: &Global) -> Result<(), Failure> {
+    let config = global.load()?;
+    match command {
+        DeviceCommand::Init { name } => init(global, &config, &name),
+        DeviceCommand::List => list(global, &config),
+        DeviceCommand::Show { name } => show(global, &config, &name),
+        DeviceCommand::Unlatch { name, force } => unlatch(global, &config, &name, force),
+    }
+}
+
+/// Opens a device for provisioning.
+pub(crate) fn open(
+    global: &Global,
+    config: &Config,
+    name: &KeyId,
+    persistent: Option<bool>,
+) -> Result<Box<dyn Provision>, Failure> {
+    let device = prepare(global, config, name)?;
+    let _progress = global.progress(format!("Opening the device {name}"));
+    device::provision(device, persistent).map_err(|error| explained(error, name))
+}
+
+/// Finds a device and takes its environment: what must come before anything is read, asked or changed.
+pub(crate) fn prepare<'a>(global: &Global, config: &'a Config, name: &KeyId) -> Result<&'a DeviceConfig, Failure> {
+    let device = find(config, name)?;
+    take_environment(global, device)?;
+    Ok(device)
+}
+
+/// The configured device of a name.
+fn find<'a>(config: &'a Config, name: &KeyId) -> Result<&'a DeviceConfig, Failure> {
+    config.device(name).ok_or_else(|| {
+        let names: Vec<_> = config.devices.iter().map(|device| device.name.as_str()).collect();
+        Failure::usage(format!("there is no device {name} in {}", config.path.display()))
+            .hint(format!("one of: {}", names.join(", ")))
+    })
+}
+
+/// A device's error with the device's own name in its hint.
+pub(crate) fn explained(error: DeviceError, name: &KeyId) -> Failure {
+    Failure::from(error).naming(name)
+}
+
+/// Initialises the device of a name.
+pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
+    let device = prepare(global, config, name)?;
+    let _lock = super::key::lock(global, config)?;
+    match &device.kind {
+        DeviceKind::Pkcs11(pkcs11) => {
+            let pin_folder = pkcs11.pin_file.as_deref().unwrap_or(&config.path).parent().unwrap_or(Path::new("/"));
+            let so_pin_file = pin_folder.join(format!("{name}.so-pin"));
+            let new = secret_file(&so_pin_file)?;
+            let so_pin = Pin::read(&so_pin_file)?;
+            let initialised = {
+                let _progress = global.progress(format!("Initialising the token of {name}"));
+                device::init(device, Some(&so_pin))
+            };
+            if initialised.is_err() && new {
+                let _ = fs::remove_file(&so_pin_file);
+            }
+            initialised.map_err(|error| explained(error, name))?;
+            global.note(format!(
+                "The token is ready. Its security officer's PIN stands in {}: keep it somewhere safe, off this machine.",
+                so_pin_file.display()
+            ));
+            let json = json!({ "device": name, "kind": "pkcs11", "so_pin_file": so_pin_file });
+            global.show(&json, format!("{name}: initialised"))
+        }
+        DeviceKind::Tpm(tpm) => {
+            let parent = {
+                let _progress = global.progress(format!("Making the parent key in {name}"));
+                device::init(device, None).map_err(|error| explained(error, name))?
+            };
+            let parent = parent.ok_or_else(|| Failure::new("the TPM told no parent key"))?;
+            let path = parent_file(config, name);
+            if tpm.parent.as_ref().is_some_and(|recorded| *recorded != parent) {
+                return Err(Failure::new(format!("the TPM of {name} is not the one recorded in {}", path.display()))
+                    .hint("put the old TPM back; or, where it was replaced or cleared on purpose, remove that file: its keys are lost"));
+            }
+            let written = serde_json::to_vec_pretty(&parent).map_err(io::Error::from).and_then(|json| {
+                fs::create_dir_all(path.parent().unwrap_or(&config.state_dir))?;
+                file::replace(&path, &json)
+            });
+            written.map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+            let json = json!({ "device": name, "kind": "tpm", "parent": parent });
+            global.show(&json, format!("{name}: parent {:#x}, name {}", parent.handle, parent.name))
+        }
+    }
+}
+
+/// Where the parent of a TPM's keys is recorded.
+fn parent_file(config: &Config, name: &KeyId) -> PathBuf {
+    config.state_dir.join("devices").join(format!("{name}.json"))
+}
+
+fn list(global: &Global, config: &Config) -> Result<(), Failure> {
+    let mut rows = vec![["NAME", "KIND", "WHERE", "STATE"].map(str::to_owned).to_vec()];
+    let mut entries = Vec::new();
+    for device in &config.devices {
+        let (kind, place) = place(device);
+        let state = state(device);
+        rows.push(vec![device.name.to_string(), kind.to_owned(), place.clone(), state.to_owned()]);
+        entries.push(json!({ "name": device.name, "kind": kind, "where": place, "state": state }));
+    }
+    global.show(&entries, table(&rows))
+}
+
+/// The kind of a device, and where it is, in a few words.
+pub(crate) fn place(device: &DeviceConfig) -> (&'static str, String) {
+    match &device.kind {
+        DeviceKind::Pkcs11(pkcs11) => {
+            let token = match &pkcs11.token {
+                TokenSelector::Label(label) => format!("token {label:?}"),
+                TokenSelector::Serial(serial) => format!("serial {serial:?}"),
+                TokenSelector::Slot(slot) => format!("slot {slot:#x}"),
+            };
+            ("pkcs11", format!("{token} of {}", pkcs11.module.display()))
+        }
+        DeviceKind::Tpm(tpm) => ("tpm", tpm.tcti.clone()),
+    }
+}
+
+fn state(device: &DeviceConfig) -> &'static str {
+    let pinned = !matches!(&device.kind, DeviceKind::Tpm(tpm) if tpm.parent.is_none());
+    match latch::check(&device.latch_file) {
+        Err(DeviceError::PinRefused(_)) => "PIN refused: signetctl device unlatch",
+        _ if pinned => "configured",
+        _ => "not initialised: signetctl device init",
+    }
+}
+
+fn show(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
+    let mut opened = open(global, config, name, None)?;
+    let description = opened.describe().map_err(|error| explained(error, name))?;
+    let json: BTreeMap<_, _> = description.0.iter().map(|(name, value)| (name, value)).collect();
+    let rows: Vec<_> = description.0.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect();
+    global.show(&json, table(&rows))
+}
+
+fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Result<(), Failure> {
+    let device = find(config, name)?;
+    let pin_file = match &device.kind {
+        DeviceKind::Pkcs11(pkcs11) => &pkcs11.pin_file,
+        DeviceKind::Tpm(tpm) => &tpm.pin_file,
+    };
+    let pin = match pin_file {
+        Some(_) if force => None,
+        Some(pin_file) => Some(Pin::read(pin_file)?),
+        None => None,
+    };
+    let was_closed = latch::clear(&device.latch_file, pin.as_ref(), force).map_err(|error| match error {
+        DeviceError::PinRefused(_) => {
+            let pin_file = pin_file.as_deref().unwrap_or(Path::new("the pin_file")).display();
+            Failure::new(format!("{pin_file} still holds the PIN that {name} refused"))
+                .hint(format!("put the right PIN into {pin_file}; or signetctl device unlatch {name} --force to try the same one again"))
+        }
+        other => Failure::from(other),
+    })?;
+    let text = if was_closed { "unlatched; signetd tries the PIN again within seconds" } else { "was not latched" };
+    global.show(&json!({ "device": name, "was_latched": was_closed }), format!("{name}: {text}"))
+}
+
+/// Makes a file of a new random secret, mode 0600; false where there is one already.
+pub(crate) fn secret_file(path: &Path) -> Result<bool, Failure> {
+    let mut random = Zeroizing::new([0_u8; 24]);
+    aws_lc_rs::rand::fill(random.as_mut_slice()).map_err(|_unspecified| Failure::new("no random numbers"))?;
+    let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(random.as_slice()) + "\n");
+    let mut file = match File::options().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(Failure::new(format!("{}: {error}", path.display()))),
+    };
+    let written = file.write_all(secret.as_bytes()).and_then(|()| file.sync_all());
+    written.map(|()| true).map_err(|error| {
+        let _ = fs::remove_file(path);
+        Failure::new(format!("{}: {error}", path.display()))
+    })
+}
+
+/// Starts this program again with exactly the environment that the device's module is to have, unless it has it already.
+/// A process may not change its own environment safely, and a module must not see more than it was given.
+fn take_environment(global: &Global, device: &DeviceConfig) -> Result<(), Failure> {
+    let DeviceKind::Pkcs11(pkcs11) = &device.kind else { return Ok(()) };
+    let Some(wanted) = &pkcs11.environment else { return Ok(()) };
+    // Such a name could never be met, and the program would start itself for ever.
+    if wanted.keys().any(|name| name.is_empty() || name.contains(['=', '\0'])) {
+        return Err(Failure::usage(format!("device {}: environment has an impossible variable name", device.name)));
+    }
+    let wanted: BTreeMap<OsString, OsString> = wanted.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    if env::vars_os().collect::<BTreeMap<_, _>>() == wanted {
+        return Ok(());
+    }
+    let program = env::current_exe().map_err(Failure::new)?;
+    let error = process::Command::new(program)
+        .args([OsString::from("--config"), global.config.clone().into()])
+        .args(env::args_os().skip(1))
+        .env_clear()
+        .envs(wanted)
+        .exec();
+    Err(Failure::new(format!("starting again with the environment of {}: {error}", device.name)))
+}

@@ -1,0 +1,286 @@
+//! `signetctl init`: a configuration, a PIN, and a device that is ready for its first key.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use clap::Args;
+use nix::unistd::User;
+use serde_json::json;
+
+use super::Global;
+use super::device;
+use super::failure::{Exit, Failure};
+use crate::access::AccountEmail;
+
+/// First set-up: write a configuration and a random PIN, and initialise the device
+///
+/// Writes a commented configuration (--config says where) and a random PIN file of mode 0600 next to it, never over existing
+/// ones, and then does what `device init` does. The account that it configures can be used by nobody until you add an
+/// [[allow]] rule, or name a user with --allow-user.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  signetctl init --account app@project.iam.gserviceaccount.com
+  signetctl init --tpm device:/dev/tpmrm0 --account app@project.iam.gserviceaccount.com
+  signetctl --config ./signet.toml init --account app@project.iam.gserviceaccount.com --allow-user \"$USER\"")]
+pub(crate) struct Options {
+    /// The PKCS#11 module, an absolute path; by default SoftHSM's, where it is installed
+    #[arg(long, value_name = "MODULE", conflicts_with = "tpm")]
+    pkcs11: Option<PathBuf>,
+    /// A TPM 2.0 instead, by its TCTI: device:/dev/tpmrm0, or swtpm:...
+    #[arg(long, value_name = "TCTI")]
+    tpm: Option<String>,
+    /// The label of the PKCS#11 token to make
+    #[arg(long, value_name = "LABEL", default_value = "signet", conflicts_with = "tpm")]
+    token: String,
+    /// The service account to sign for
+    #[arg(long, value_name = "EMAIL")]
+    account: Option<AccountEmail>,
+    /// The account's project; by default the one in its email
+    #[arg(long, value_name = "ID", requires = "account")]
+    project: Option<String>,
+    /// Let this user mint access tokens and ID tokens for the account. Without it, nobody may until you add a rule
+    #[arg(long, value_name = "USER", requires = "account")]
+    allow_user: Option<String>,
+}
+
+pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
+    let config = std::path::absolute(&global.config).map_err(Failure::usage)?;
+    if config.exists() {
+        return Err(Failure::usage(format!("{} is there already, and is not overwritten", config.display()))
+            .hint("signetctl config check; or another place with --config"));
+    }
+    let folder = config.parent().unwrap_or(Path::new("/"));
+    let allow_user = options.allow_user.as_deref().map(known_user).transpose()?;
+    let device = Device::choose(&options, folder)?;
+    make_folder(folder)?;
+    let pin_file = folder.join(device.pin_file());
+    let mut made = Vec::new();
+    let written = (|| {
+        if device::secret_file(&pin_file)? {
+            made.push(pin_file.clone());
+        }
+        if let Some((path, contents)) = device.softhsm_configuration(folder) {
+            make_folder(&folder.join(SOFTHSM_TOKENS))?;
+            if write_new(&path, &contents)? {
+                made.push(path);
+            }
+        }
+        let state_dir = folder.join(layout(folder).0);
+        make_folder(&state_dir)?;
+        let text = configuration(&options, &device, folder, allow_user.as_deref());
+        write_new(&config, &text)?;
+        made.push(config.clone());
+        initialise(global, &config, device.name())
+    })();
+    if let Err(failure) = written {
+        // A half set-up would keep the next try from starting.
+        for path in made {
+            let _ = fs::remove_file(path);
+        }
+        return Err(failure);
+    }
+    let json = json!({ "config": config, "pin_file": pin_file, "device": device.name() });
+    global.show(&json, config.display())?;
+    global.note(format!("\nThe PIN stands in {}, with mode 0600.", pin_file.display()));
+    let account = options.account.as_ref().map_or("EMAIL".to_owned(), ToString::to_string);
+    if options.account.is_none() {
+        global.note("Next: add an [[account]] and an [[allow]] rule to it, then");
+    } else if allow_user.is_none() {
+        global.note("Nobody may use the account yet: add an [[allow]] rule to it. Then");
+    } else {
+        global.note("Next:");
+    }
+    global.note(format!("  signetctl key generate --device {} --account {account}", device.name()));
+    Ok(())
+}
+
+/// Runs `signetctl device init` on what was written: a process of its own can have the environment of the device's module.
+fn initialise(global: &Global, config: &Path, device: &str) -> Result<(), Failure> {
+    let program = env::current_exe().map_err(Failure::new)?;
+    let mut command = process::Command::new(program);
+    command.arg("--config").arg(config).args(["device", "init", device]).stdout(process::Stdio::null());
+    if global.quiet {
+        command.arg("--quiet");
+    }
+    let status = command.status().map_err(Failure::new)?;
+    let exit = match status.code() {
+        Some(0) => return Ok(()),
+        Some(2) => Exit::Usage,
+        Some(4) => Exit::Unavailable,
+        _ => Exit::Failed,
+    };
+    Err(Failure::with(exit, format!("the device {device} could not be initialised; what was written is removed again")))
+}
+
+/// What to set up.
+enum Device {
+    Pkcs11 { module: PathBuf, environment: Option<PathBuf>, own_softhsm: bool },
+    Tpm { tcti: String },
+}
+
+impl Device {
+    fn choose(options: &Options, folder: &Path) -> Result<Self, Failure> {
+        if let Some(tcti) = &options.tpm {
+            return Ok(Self::Tpm { tcti: tcti.clone() });
+        }
+        let module = match &options.pkcs11 {
+            Some(module) if module.is_absolute() => module.clone(),
+            Some(module) => {
+                return Err(Failure::usage(format!("the module {} is no absolute path", module.display()))
+                    .hint(format!("--pkcs11 \"$(realpath {})\"", module.display())));
+            }
+            None => SOFTHSM_MODULES.iter().map(PathBuf::from).find(|module| module.exists()).ok_or_else(|| {
+                Failure::usage("no PKCS#11 module was named, and SoftHSM is not installed")
+                    .hint("--pkcs11 /path/of/your/hsm.so, or --tpm device:/dev/tpmrm0, or install the package softhsm2")
+            })?,
+        };
+        if !module.exists() {
+            return Err(Failure::usage(format!("there is no module {}", module.display()))
+                .hint("the path that the device's software was installed to"));
+        }
+        let is_softhsm = module.file_name().is_some_and(|name| name.to_string_lossy().contains("softhsm"));
+        let configured = env::var_os("SOFTHSM2_CONF").filter(|_| is_softhsm).map(PathBuf::from);
+        // SoftHSM's own folder of tokens belongs to another user: a token of ours stands next to the configuration.
+        let own_softhsm = is_softhsm && configured.is_none();
+        let environment = configured.or_else(|| own_softhsm.then(|| folder.join(SOFTHSM_CONFIGURATION)));
+        Ok(Self::Pkcs11 { module, environment, own_softhsm })
+    }
+
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Pkcs11 { .. } => "hsm",
+            Self::Tpm { .. } => "tpm",
+        }
+    }
+
+    const fn pin_file(&self) -> &'static str {
+        match self {
+            Self::Pkcs11 { .. } => "hsm.pin",
+            Self::Tpm { .. } => "tpm.pin",
+        }
+    }
+
+    fn softhsm_configuration(&self, folder: &Path) -> Option<(PathBuf, String)> {
+        let Self::Pkcs11 { environment: Some(path), own_softhsm: true, .. } = self else { return None };
+        let tokens = folder.join(SOFTHSM_TOKENS);
+        let text = format!(
+            "# Where SoftHSM keeps Signet's token. See softhsm2.conf(5).\ndirectories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+            tokens.display()
+        );
+        Some((path.clone(), text))
+    }
+
+    fn toml(&self, token: &str) -> String {
+        let pin_file = self.pin_file();
+        match self {
+            Self::Pkcs11 { module, environment, .. } => {
+                let environment = environment.as_ref().map_or_else(
+                    || "# environment = { NAME = \"value\" }    # exactly these variables for the module; absent: the daemon's own\n".to_owned(),
+                    |path| format!("environment = {{ SOFTHSM2_CONF = {} }}    # exactly these variables for the module\n", quoted(&path.display())),
+                );
+                format!(
+                    "[[device]]\nname = \"hsm\"\nkind = \"pkcs11\"\nmodule = {}\ntoken = {}\npin_file = \"{pin_file}\"    # mode 0600\n# sessions = 4\n{environment}",
+                    quoted(&module.display()),
+                    quoted(&token)
+                )
+            }
+            Self::Tpm { tcti } => format!(
+                "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = {}\npin_file = \"{pin_file}\"    # the keys' auth value, mode 0600\n# owner_auth_file = \"tpm.owner\"    # the owner hierarchy's auth value, where it has one; for provisioning only\n# session = \"plain\"    # fewer TPM commands, nothing hidden on the bus\n",
+                quoted(tcti)
+            ),
+        }
+    }
+}
+
+fn configuration(options: &Options, device: &Device, folder: &Path, allow_user: Option<&str>) -> String {
+    let (state_dir, socket) = layout(folder);
+    let device = device.toml(&options.token);
+    let account = match &options.account {
+        Some(email) => {
+            let from_email = || email.as_str().split_once('@').and_then(|(_, domain)| domain.strip_suffix(".iam.gserviceaccount.com"));
+            let project = options.project.as_deref().or_else(from_email);
+            let project = project.map_or_else(|| "# project_id = \"project\"".to_owned(), |project| format!("project_id = {}", quoted(&project)));
+            format!("[[account]]\nemail = \"{email}\"\n{project}\ndefault = true\n")
+        }
+        None => "# [[account]]\n# email = \"app@project.iam.gserviceaccount.com\"\n# project_id = \"project\"\n# default = true\n".to_owned(),
+    };
+    let email = options.account.as_ref().map_or("app@project.iam.gserviceaccount.com", AccountEmail::as_str);
+    let rule = match allow_user {
+        Some(user) => format!(
+            "[[allow]]\nusers = [{}]\naccounts = [\"{email}\"]\noperations = [\"mint-access-token\", \"mint-id-token\"]\n",
+            quoted(&user)
+        ),
+        None => format!(
+            "# [[allow]]\n# users = [\"app\"]    # or groups = [\"signet\"]\n# accounts = [\"{email}\"]\n# operations = [\"mint-access-token\", \"mint-id-token\"]    # also sign-jwt, sign-blob, sign-digest\n# audiences = [\"https://pubsub.googleapis.com/\"]    # which audiences; * stands for anything\n# max_lifetime = \"1h\"\n"
+        ),
+    };
+    format!(
+        "# Signet's configuration, written by signetctl init. Relative paths are relative to this file's folder.\n# Check it with: signetctl config check\nstate_dir = {}\n\n[listen]\ngrpc = {}\n# group = \"signet\"    # who may connect, besides the daemon's own user\n# mode = \"0660\"\n\n{device}\n{account}\n# Nothing is allowed without a rule. Rules add up; each must allow a request by itself.\n{rule}",
+        quoted(&state_dir),
+        quoted(&socket),
+    )
+}
+
+/// The state folder and the socket: the system's for the system's configuration, else next to the configuration.
+fn layout(folder: &Path) -> (&'static str, &'static str) {
+    if folder == Path::new("/etc/signet") {
+        ("/var/lib/signet", "/run/signet/signet.sock")
+    } else {
+        ("state", "signet.sock")
+    }
+}
+
+/// A TOML basic string.
+fn quoted(text: &dyn ToString) -> String {
+    // What JSON escapes in a string, TOML escapes alike.
+    serde_json::Value::String(text.to_string()).to_string()
+}
+
+fn known_user(name: &str) -> Result<String, Failure> {
+    match User::from_name(name) {
+        Ok(Some(_)) => Ok(name.to_owned()),
+        _ if name.parse::<u32>().is_ok() => Ok(name.to_owned()),
+        _ => Err(Failure::usage(format!("there is no user {name:?}")).hint("a name from getent passwd, or a number")),
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), Failure> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+        Failure::new(format!("{}: {error}", path.display())).hint("run it with sudo; or another place with --config")
+    })
+}
+
+/// Writes a new file of mode 0600; false where there is one already.
+fn write_new(path: &Path, contents: &str) -> Result<bool, Failure> {
+    let written = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(contents.as_bytes()).and_then(|()| file.sync_all()));
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => {
+            let _ = fs::remove_file(path);
+            Err(Failure::new(format!("{}: {error}", path.display())).hint("check the space on its disk"))
+        }
+    }
+}
+
+const SOFTHSM_CONFIGURATION: &str = "softhsm2.conf";
+const SOFTHSM_TOKENS: &str = "tokens";
+const SOFTHSM_MODULES: [&str; 7] = [
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+    "/usr/lib64/softhsm/libsofthsm2.so",
+    "/usr/local/lib/softhsm/libsofthsm2.so",
+    "/opt/homebrew/lib/softhsm/libsofthsm2.so",
+];

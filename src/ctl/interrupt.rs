@@ -1,0 +1,69 @@
+//! Ctrl-C while a key is being made: the key is removed again, or the person is told where it is.
+
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use super::failure::Failure;
+
+/// Signals that would end the process, held back from now on and waited for by a thread of their own.
+pub(crate) struct Interrupts(Arc<Mutex<Phase>>);
+
+enum Phase {
+    /// Nothing was made: a signal ends the process.
+    Idle,
+    /// Something is being made. The text says where it may be left.
+    Making(String),
+    /// A signal came while something was being made: it is to be undone.
+    Interrupted(String),
+}
+
+impl Interrupts {
+    /// Holds the signals back. Threads inherit that, so it comes before a device's module starts any.
+    pub(crate) fn hold() -> Result<Self, Failure> {
+        let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        signals.thread_block().map_err(Failure::new)?;
+        let phase = Arc::new(Mutex::new(Phase::Idle));
+        let watched = Arc::clone(&phase);
+        thread::spawn(move || {
+            while signals.wait().is_ok() {
+                on_signal(&watched);
+            }
+        });
+        Ok(Self(phase))
+    }
+
+    /// From here on something may exist that must be finished or undone. `place` says where to look for it.
+    pub(crate) fn begin(&self, place: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Making(place);
+    }
+
+    /// Whether a signal came since [`Self::begin`].
+    pub(crate) fn arrived(&self) -> bool {
+        matches!(*self.0.lock().unwrap_or_else(PoisonError::into_inner), Phase::Interrupted(_))
+    }
+
+    /// All is finished or undone.
+    pub(crate) fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Idle;
+    }
+}
+
+fn on_signal(phase: &Mutex<Phase>) {
+    // The lock is held until the process has ended: nothing goes on behind the message.
+    let mut phase = phase.lock().unwrap_or_else(PoisonError::into_inner);
+    let ending = match &*phase {
+        Phase::Idle => Failure::new("interrupted; nothing was changed"),
+        Phase::Making(place) => {
+            eprintln!("interrupted: waiting for the device, to remove the new key again; once more leaves at once");
+            *phase = Phase::Interrupted(place.clone());
+            return;
+        }
+        Phase::Interrupted(place) => Failure::new(format!("interrupted twice; a key may be left in {place}"))
+            .hint("look for it with the device's own tool (pkcs11-tool --list-objects, tpm2_getcap handles-persistent) and remove it"),
+    };
+    ending.report();
+    process::exit(1);
+}

@@ -1,0 +1,272 @@
+//! `key generate` and `key import`: the device first, then the certificate, then the keyring. What fails is undone.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    CertificateProfile, account, certificate_path, discard, issue, lock, now, store, tss2_path, upload_command,
+};
+use crate::access::AccountEmail;
+use crate::config::Config;
+use crate::ctl::Global;
+use crate::ctl::device::{self, explained};
+use crate::ctl::failure::Failure;
+use crate::ctl::import::{self, Material};
+use crate::ctl::interrupt::Interrupts;
+use crate::device::{CreatedKey, DeviceConfig, DeviceError, NewKey, Provision};
+use crate::key::{Algorithm, KeyId, KeyType};
+use crate::keyring::{KeyRecord, KeyState, Keyring};
+
+#[derive(Args, Debug)]
+pub(crate) struct GenerateOptions {
+    /// The device that makes and keeps the key
+    #[arg(long, value_name = "NAME")]
+    device: KeyId,
+    /// The account that it signs for; by default the only or default one
+    #[arg(long, value_name = "EMAIL")]
+    account: Option<AccountEmail>,
+    /// What it signs with: RS256 (the only one that Google takes), RS384, RS512, PS256 or ES256
+    #[arg(long, default_value = "RS256")]
+    algorithm: Algorithm,
+    /// The size of an RSA key: 2048, 3072 or 4096
+    #[arg(long, default_value_t = 2048, value_parser = bits)]
+    bits: u32,
+    #[command(flatten)]
+    common: CommonOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportOptions {
+    /// The device that is to keep the key
+    #[arg(long, value_name = "NAME")]
+    device: KeyId,
+    /// The account that it signs for; by default that of the JSON file, else the only or default one
+    #[arg(long, value_name = "EMAIL")]
+    account: Option<AccountEmail>,
+    /// What it signs with; by default RS256, or ES256 for an EC key
+    #[arg(long)]
+    algorithm: Option<Algorithm>,
+    /// The file, or - for standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    common: CommonOptions,
+}
+
+/// What generated and imported keys have in common.
+#[derive(Args, Debug)]
+struct CommonOptions {
+    /// The key's id; by default private_key_id of the JSON file, else the JWK thumbprint of its public half
+    #[arg(long)]
+    kid: Option<KeyId>,
+    /// TPM: keep the key in a persistent handle; by default where the kernel's or tabrmd's resource manager is used
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    persistent: Option<bool>,
+    #[command(flatten)]
+    certificate: CertificateProfile,
+}
+
+fn bits(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(bits @ (2048 | 3072 | 4096)) => Ok(bits),
+        _ => Err("one of 2048, 3072 and 4096".to_owned()),
+    }
+}
+
+pub(super) fn generate(options: GenerateOptions, global: &Global, config: &Config) -> Result<(), Failure> {
+    let account = account(config, options.account)?;
+    let new = NewKey { label: account.to_string(), algorithm: options.algorithm, bits: options.bits };
+    let enrolment = Enrolment {
+        global,
+        config,
+        device: device::prepare(global, config, &options.device)?,
+        account,
+        algorithm: options.algorithm,
+        kid: options.common.kid,
+        certificate: options.common.certificate,
+        uploaded: false,
+    };
+    let interrupts = Interrupts::hold()?;
+    let mut device = device::open(global, config, &options.device, options.common.persistent)?;
+    enrolment.run(&interrupts, |place| {
+        interrupts.begin(place);
+        let _progress = global.progress("Generating the key in the device; some take a minute");
+        device.generate(&new).map(|created| (device, created))
+    })
+}
+
+pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -> Result<(), Failure> {
+    let device_config = device::prepare(global, config, &options.device)?;
+    let imported = import::read(&options.file)?;
+    let account = account(config, options.account.or(imported.account))?;
+    let persistent = options.common.persistent;
+    let enrolment = |key_type: Option<KeyType>| {
+        let default = key_type.unwrap_or(KeyType::Rsa).default_algorithm();
+        let algorithm = options.algorithm.unwrap_or(default);
+        if key_type.is_some_and(|key_type| key_type != algorithm.key_type()) {
+            return Err(Failure::usage(format!("the key in {} can't sign {algorithm}", options.file.display()))
+                .hint(format!("--algorithm {default}")));
+        }
+        Ok(Enrolment {
+            global,
+            config,
+            device: device_config,
+            account: account.clone(),
+            algorithm,
+            uploaded: imported.kid.is_some(),
+            kid: options.common.kid.or(imported.kid),
+            certificate: options.common.certificate,
+        })
+    };
+    let interrupts = Interrupts::hold()?;
+    match imported.material {
+        Material::Private(key) => {
+            let expected = import::public_key(&key)?;
+            let enrolment = enrolment(Some(expected.key_type()))?;
+            let mut device = device::open(global, config, &options.device, persistent)?;
+            enrolment.run(&interrupts, |place| {
+                interrupts.begin(place);
+                let _progress = global.progress("Importing the key into the device");
+                let created = device.import(&key, account.as_str())?;
+                if created.public_key == expected {
+                    return Ok((device, created));
+                }
+                let undone = device.delete(&created.locator);
+                let left = if undone.is_ok() { "it was removed again" } else { "and it could not be removed again" };
+                Err(DeviceError::Integrity(format!("the key in it is not the one of the file; {left}")))
+            })
+        }
+        Material::Tss2(pem) => enrolment(None)?.run(&interrupts, |place| {
+            interrupts.begin(place);
+            let _progress = global.progress("Loading the key into the TPM");
+            let created = crate::device::adopt(device_config, persistent, &pem)?;
+            Ok((crate::device::provision(device_config, persistent)?, created))
+        }),
+    }
+}
+
+/// A key on its way into the keyring.
+struct Enrolment<'a> {
+    global: &'a Global,
+    config: &'a Config,
+    device: &'a DeviceConfig,
+    account: AccountEmail,
+    algorithm: Algorithm,
+    kid: Option<KeyId>,
+    certificate: CertificateProfile,
+    /// Whether Google knows the key already.
+    uploaded: bool,
+}
+
+impl Enrolment<'_> {
+    /// Has the key created, and records it; or removes it again.
+    fn run(
+        &self,
+        interrupts: &Interrupts,
+        create: impl FnOnce(String) -> Result<(Box<dyn Provision>, CreatedKey), DeviceError>,
+    ) -> Result<(), Failure> {
+        let _lock = lock(self.global, self.config)?;
+        let mut keyring = Keyring::load(&self.config.state_dir)?;
+        if let Some(kid) = &self.kid {
+            ensure_new(&keyring, kid)?;
+        }
+        let place = format!("{} under the label {}", self.device.name, self.account);
+        let (mut device, created) = create(place).map_err(|error| explained(error, &self.device.name))?;
+        let recorded = self.record(interrupts, device.as_mut(), &created, &mut keyring);
+        let record = recorded.map_err(|failure| self.undo(failure, device.as_mut(), &created))?;
+        interrupts.end();
+        self.tell(&record)
+    }
+
+    fn record(
+        &self,
+        interrupts: &Interrupts,
+        device: &mut dyn Provision,
+        created: &CreatedKey,
+        keyring: &mut Keyring,
+    ) -> Result<KeyRecord, Failure> {
+        if keyring.keys.iter().any(|key| key.public_key == created.public_key) {
+            return Err(Failure::usage("this key is in the keyring already").hint("signetctl key list"));
+        }
+        let first = !keyring.keys.iter().any(|key| key.account == self.account && key.state != KeyState::Retired);
+        let record = KeyRecord {
+            kid: self.kid.clone().unwrap_or_else(|| created.public_key.thumbprint()),
+            account: self.account.clone(),
+            algorithm: self.algorithm,
+            device: self.device.name.clone(),
+            locator: created.locator.clone(),
+            public_key: created.public_key.clone(),
+            state: if first { KeyState::Active } else { KeyState::Prepared },
+            created: now(),
+            activated: first.then(now),
+            retired: None,
+        };
+        ensure_new(keyring, &record.kid)?;
+        let pem = issue(device, &record.locator, &record.public_key, record.algorithm, &self.certificate)?;
+        let mut write = || {
+            store(&certificate_path(self.config, &record.kid), &pem)?;
+            if let Some(tss2) = &created.tss2 {
+                store(&tss2_path(self.config, &record.kid), tss2)?;
+            }
+            if interrupts.arrived() {
+                return Err(Failure::new("interrupted"));
+            }
+            keyring.keys.push(record.clone());
+            Ok(keyring.save(&self.config.state_dir)?)
+        };
+        let written: Result<(), Failure> = write();
+        if written.is_err() {
+            let _ = discard(&certificate_path(self.config, &record.kid));
+            let _ = discard(&tss2_path(self.config, &record.kid));
+        }
+        written.map(|()| record)
+    }
+
+    /// Removes a key that could not be recorded, and says so; or says where it was left.
+    fn undo(&self, failure: Failure, device: &mut dyn Provision, created: &CreatedKey) -> Failure {
+        match device.delete(&created.locator) {
+            Ok(()) => failure.aftermath(format!("the new key was removed from {} again", self.device.name)),
+            Err(error) => failure.aftermath(format!(
+                "the new key could not be removed ({error}) and is left in {} as {:?}",
+                self.device.name, created.locator
+            )),
+        }
+    }
+
+    fn tell(&self, record: &KeyRecord) -> Result<(), Failure> {
+        let certificate = certificate_path(self.config, &record.kid);
+        let upload = upload_command(&certificate, &record.account);
+        self.global.show(
+            &json!({
+                "kid": record.kid, "account": record.account, "algorithm": record.algorithm, "device": record.device,
+                "state": record.state, "certificate": certificate, "upload_command": upload,
+            }),
+            &record.kid,
+        )?;
+        let state = match record.state {
+            KeyState::Active => "active: it signs from now on",
+            _ => "prepared: it is published, and signs after signetctl key activate",
+        };
+        self.global.note(format!("\nThe key is in {}, for {}. It is {state}.", record.device, record.account));
+        if record.algorithm == Algorithm::Rs256 && !self.uploaded {
+            self.global.note(format!(
+                "For Google to know it:\n  {upload}\n  signetctl key rename {} ID_THAT_GOOGLE_GAVE",
+                record.kid
+            ));
+        }
+        if record.state == KeyState::Prepared {
+            self.global.note(format!("When its verifiers know it:\n  signetctl key activate {}", record.kid));
+        }
+        Ok(())
+    }
+}
+
+fn ensure_new(keyring: &Keyring, kid: &KeyId) -> Result<(), Failure> {
+    match keyring.key(kid) {
+        None => Ok(()),
+        Some(key) => Err(Failure::usage(format!("there is a key {kid} already, for {}", key.account))
+            .hint("another --kid; or signetctl key delete")),
+    }
+}

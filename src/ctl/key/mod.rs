@@ -1,0 +1,216 @@
+//! `signetctl key`: makes, imports and manages keys.
+
+mod create;
+mod manage;
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::Global;
+use super::failure::Failure;
+use crate::access::AccountEmail;
+use crate::config::Config;
+use crate::device::Provision;
+use crate::jwt::certificate::{self, Profile};
+use crate::key::{Algorithm, KeyId, KeyLocator, PublicKey};
+use crate::keyring::{KeyRecord, Keyring};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Generate a key that never existed outside of its device
+    ///
+    /// Makes the key, its self-signed certificate and its keyring entry, and prints the key id. The first key of an account
+    /// is active at once; a later one is prepared: published, but not used before `key activate`.
+    #[command(after_help = "\
+Example:
+  signetctl key generate --device hsm --account app@project.iam.gserviceaccount.com")]
+    Generate(create::GenerateOptions),
+    /// Import a key that exists already, such as a service-account JSON file
+    ///
+    /// Takes a service-account JSON key, a PEM private key (PKCS#8, PKCS#1, SEC1) or, for a TPM, a TSS2 PRIVATE KEY file. The
+    /// key is checked, put into the device, tried there, and only then recorded. The file is never changed or removed.
+    #[command(after_help = "\
+Examples:
+  signetctl key import --device hsm service-account.json
+  vault read -field=key secret/app | signetctl key import --device hsm --account app@project.iam.gserviceaccount.com -")]
+    Import(create::ImportOptions),
+    /// List the keys
+    #[command(after_help = "Example:\n  signetctl key list --json | jq -r '.[].kid'")]
+    List(manage::ListOptions),
+    /// Show everything about a key
+    #[command(after_help = "Example:\n  signetctl key show KID")]
+    Show(manage::Kid),
+    /// Issue a key's certificate again, signed in the device, and print it
+    #[command(after_help = "Example:\n  signetctl key certificate KID --days 365 > cert.pem")]
+    Certificate(manage::CertificateOptions),
+    /// Give a key another id, such as the one Google gave it on upload
+    #[command(after_help = "\
+Example:
+  signetctl key rename KID $(gcloud iam service-accounts keys list --iam-account=EMAIL \\
+      --managed-by=user --format='value(name.basename())' --sort-by=~validAfterTime --limit=1)")]
+    Rename(manage::RenameOptions),
+    /// Let a prepared or retired key sign; the newest active one of an account does
+    #[command(after_help = "Example:\n  signetctl key activate KID")]
+    Activate(manage::Kid),
+    /// Let a key sign no more; it stays published for what it signed
+    #[command(after_help = "Example:\n  signetctl key retire KID")]
+    Retire(manage::RetireOptions),
+    /// Destroy a key in its device, and its certificate and keyring entry. There is no way back
+    #[command(after_help = "Example:\n  signetctl key delete KID --yes")]
+    Delete(manage::DeleteOptions),
+}
+
+pub(crate) fn run(command: KeyCommand, global: &Global) -> Result<(), Failure> {
+    let config = global.load()?;
+    match command {
+        KeyCommand::Generate(options) => create::generate(options, global, &config),
+        KeyCommand::Import(options) => create::import(options, global, &config),
+        KeyCommand::List(options) => manage::list(&options, global, &config),
+        KeyCommand::Show(options) => manage::show(&options, global, &config),
+        KeyCommand::Certificate(options) => manage::certificate(options, global, &config),
+        KeyCommand::Rename(options) => manage::rename(&options, global, &config),
+        KeyCommand::Activate(options) => manage::activate(&options, global, &config),
+        KeyCommand::Retire(options) => manage::retire(&options, global, &config),
+        KeyCommand::Delete(options) => manage::delete(&options, global, &config),
+    }
+}
+
+/// What a certificate is to say.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CertificateProfile {
+    /// How many days the certificate is valid: the key expires with it at Google
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    days: u32,
+    /// The certificate's common name. It is public, so generic by default
+    #[arg(long, value_name = "CN", default_value = "unused")]
+    subject: String,
+}
+
+/// Has a device sign the certificate of a key in it, and makes sure by it that the device holds the key and signs right.
+fn issue(
+    device: &mut dyn Provision,
+    locator: &KeyLocator,
+    public_key: &PublicKey,
+    algorithm: Algorithm,
+    profile: &CertificateProfile,
+) -> Result<String, Failure> {
+    let mut serial = [0; 16];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_unspecified| Failure::new("no random numbers"))?;
+    let day = Duration::from_secs(24 * 60 * 60);
+    let profile = Profile {
+        common_name: profile.subject.strip_prefix("CN=").unwrap_or(&profile.subject),
+        // The clocks of those who verify may be a little behind.
+        not_before: SystemTime::now() - Duration::from_secs(5 * 60),
+        validity: day * profile.days,
+        serial,
+    };
+    let device = std::cell::RefCell::new(device);
+    let sign = |digest: &crate::key::Digest| {
+        let signature = device.borrow_mut().sign(locator, algorithm, digest).map_err(|error| error.to_string())?;
+        public_key.verify(algorithm, digest, &signature).map_err(|error| format!("the key was tried: {error}"))?;
+        Ok(signature)
+    };
+    certificate::self_signed(public_key, algorithm, &profile, &sign).map_err(Failure::new)
+}
+
+/// The key of an id, or an error that lists those there are.
+fn find<'a>(keyring: &'a mut Keyring, kid: &KeyId) -> Result<&'a mut KeyRecord, Failure> {
+    let known: Vec<_> = keyring.keys.iter().map(|key| key.kid.to_string()).collect();
+    keyring.keys.iter_mut().find(|key| key.kid == *kid).ok_or_else(|| {
+        let hint = if known.is_empty() {
+            "signetctl key generate".to_owned()
+        } else {
+            format!("one of: {}", known.join(", "))
+        };
+        Failure::usage(format!("there is no key {kid}")).hint(hint)
+    })
+}
+
+/// The account that a key is for: the one given, else the only or default one.
+fn account(config: &Config, given: Option<AccountEmail>) -> Result<AccountEmail, Failure> {
+    let configured: Vec<_> = config.accounts.iter().map(|account| account.email.as_str()).collect();
+    let add = || format!("add an [[account]] with it to {}", config.path.display());
+    match given {
+        Some(email) if configured.contains(&email.as_str()) => Ok(email),
+        Some(email) => {
+            Err(Failure::usage(format!("there is no account {email} in {}", config.path.display())).hint(add()))
+        }
+        None => match config.policy.default_account() {
+            Some(account) => Ok(account.email.clone()),
+            None if configured.is_empty() => {
+                Err(Failure::usage(format!("there is no [[account]] in {}", config.path.display()))
+                    .hint("add one with the service account's email"))
+            }
+            None => Err(Failure::usage("there are several accounts and none is the default")
+                .hint(format!("--account with one of: {}", configured.join(", ")))),
+        },
+    }
+}
+
+/// Makes sure that of all signetctl only this one changes the state folder, until the lock is dropped.
+pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Failure> {
+    let failed = |error: io::Error| {
+        Failure::new(format!("{}: {error}", config.state_dir.display()))
+            .hint("run it as the owner of the folder, usually with sudo; or check the space on its disk")
+    };
+    let path = config.state_dir.join(".lock");
+    let open = || File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    private_folder(&config.state_dir).map_err(failed)?;
+    let file = open().map_err(failed)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((file, Errno::EWOULDBLOCK)) => {
+            global.note("Waiting for another signetctl to finish.");
+            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_file, errno)| failed(errno.into()))
+        }
+        Err((_file, errno)) => Err(failed(errno.into())),
+    }
+}
+
+/// Makes a folder for us alone, with those above it, where there is none.
+fn private_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn certificate_path(config: &Config, kid: &KeyId) -> PathBuf {
+    config.state_dir.join("certificates").join(format!("{kid}.pem"))
+}
+
+fn tss2_path(config: &Config, kid: &KeyId) -> PathBuf {
+    config.state_dir.join("keys").join(format!("{kid}.tss2.pem"))
+}
+
+/// Writes a file of the state folder as a whole.
+fn store(path: &Path, contents: &str) -> Result<(), Failure> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    private_folder(folder)
+        .and_then(|()| crate::file::replace(path, contents.as_bytes()))
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())).hint("check the space on its disk"))
+}
+
+/// Removes a file of the state folder, where it is there.
+fn discard(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::new(format!("{}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The command that tells Google about a key.
+fn upload_command(certificate: &Path, account: &AccountEmail) -> String {
+    format!("gcloud iam service-accounts keys upload {} --iam-account={account}", certificate.display())
+}

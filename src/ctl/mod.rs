@@ -1,0 +1,284 @@
+//! signetctl: provisions keys and talks to the daemon. One file a command group.
+//!
+//! Provisioning opens a device in this process; everything that signs goes through the daemon. The result stands on
+//! standard output, bare; everything said about it stands on standard error.
+
+mod audit;
+mod client;
+mod config;
+mod device;
+mod failure;
+mod import;
+mod init;
+mod interrupt;
+mod key;
+mod policy;
+mod rsa;
+mod shell;
+mod sign;
+
+use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, ColorChoice, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::config::Config;
+use failure::{Failure, Printable};
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.global.color {
+        ColorChoice::Auto => {}
+        ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
+        ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    match run(cli.command, &cli.global) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(command: Command, global: &Global) -> Result<(), Failure> {
+    match command {
+        Command::Init(options) => init::run(options, global),
+        Command::Device { command } => device::run(command, global),
+        Command::Key { command } => key::run(command, global),
+        Command::SignBlob(options) => sign::blob(options, global),
+        Command::SignJwt(options) => sign::jwt(options, global),
+        Command::Mint(options) => sign::mint(options, global),
+        Command::IdToken(options) => sign::id_token(options, global),
+        Command::Certificates(options) => sign::certificates(options, global),
+        Command::Config { command } => config::run(command, global),
+        Command::Policy { command } => policy::run(command, global),
+        Command::Audit { command } => audit::run(command, global),
+        Command::Completions { shell } => shell::completions(shell),
+        Command::Man { directory } => shell::man(&directory, global),
+    }
+}
+
+/// Provisions service-account keys in a TPM or a PKCS#11 token, and asks signetd for signatures and JWTs by them.
+///
+/// The private keys never leave their device. Provisioning commands (init, device, key) open the device themselves;
+/// signing commands (mint, id-token, sign-jwt, sign-blob) ask the daemon, which decides by the rules of its configuration.
+#[derive(Debug, Parser)]
+#[command(
+    name = "signetctl",
+    version,
+    max_term_width = 100,
+    after_help = "\
+First steps:
+  signetctl init --account app@project.iam.gserviceaccount.com   a configuration, a PIN and a token
+  signetctl key generate --device hsm --account app@project.iam.gserviceaccount.com
+  signetctl mint --audience https://pubsub.googleapis.com/       with signetd running
+  signetctl doctor                                               when something does not work
+
+Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused by policy, 4 device or daemon unavailable,
+5 a signature or an audit chain does not verify."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// The configuration
+    #[arg(
+        long,
+        global = true,
+        env = "SIGNET_CONFIG",
+        hide_env_values = true,
+        default_value = "/etc/signet/signet.toml",
+        value_name = "FILE",
+        overrides_with = "config",
+        help_heading = "Global options"
+    )]
+    config: PathBuf,
+    /// The daemon's socket; by default that of the configuration
+    #[arg(
+        long,
+        global = true,
+        env = "SIGNET_SOCKET",
+        hide_env_values = true,
+        value_name = "PATH",
+        help_heading = "Global options"
+    )]
+    socket: Option<PathBuf>,
+    /// Print JSON, for programs
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// Print the result and errors, nothing else
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    quiet: bool,
+    /// When to use colours
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t = ColorChoice::Auto,
+        value_name = "WHEN",
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
+    color: ColorChoice,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Options),
+    /// Set up and look at devices
+    Device {
+        #[command(subcommand)]
+        command: device::DeviceCommand,
+    },
+    /// Make, import and manage keys
+    Key {
+        #[command(subcommand)]
+        command: key::KeyCommand,
+    },
+    SignBlob(sign::BlobOptions),
+    SignJwt(sign::JwtOptions),
+    Mint(sign::MintOptions),
+    IdToken(sign::IdTokenOptions),
+    Certificates(sign::CertificatesOptions),
+    /// Check the configuration
+    Config {
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
+    /// Explain what the rules allow
+    Policy {
+        #[command(subcommand)]
+        command: policy::PolicyCommand,
+    },
+    /// Check the audit log
+    Audit {
+        #[command(subcommand)]
+        command: audit::AuditCommand,
+    },
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  signetctl completions bash > /etc/bash_completion.d/signetctl")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    #[command(after_help = "Example:\n  signetctl man /usr/local/share/man/man1")]
+    Man {
+        /// The folder; it must exist
+        directory: PathBuf,
+    },
+}
+
+impl Global {
+    fn load(&self) -> Result<Config, Failure> {
+        if !self.config.exists() {
+            return Err(Failure::usage(format!("there is no configuration at {}", self.config.display()))
+                .hint("signetctl init writes one; --config FILE or SIGNET_CONFIG names another"));
+        }
+        Ok(Config::load(&self.config)?)
+    }
+
+    /// The daemon's socket: the one given, else the configuration's.
+    fn socket(&self) -> Result<PathBuf, Failure> {
+        match &self.socket {
+            Some(socket) => Ok(socket.clone()),
+            None => Ok(Config::socket(&self.config)?),
+        }
+    }
+
+    /// Prints the result: JSON for programs, else the text for people.
+    fn show(&self, json: &impl Serialize, text: impl fmt::Display) -> Result<(), Failure> {
+        if self.json {
+            let json = serde_json::to_string_pretty(json).map_err(Failure::new)?;
+            return print(json.as_bytes());
+        }
+        print(Printable(&text.to_string()).to_string().as_bytes())
+    }
+
+    /// Says something about the result, unless told to be quiet.
+    fn note(&self, text: impl fmt::Display) {
+        if !self.quiet {
+            let _ = writeln!(anstream::stderr(), "{}", Printable(&text.to_string()));
+        }
+    }
+
+    /// Shows that something is under way, on a terminal, until the result is dropped.
+    fn progress(&self, text: impl fmt::Display) -> Progress {
+        if self.quiet || !io::stderr().is_terminal() {
+            return Progress(None);
+        }
+        let bar = indicatif::ProgressBar::new_spinner().with_message(text.to_string());
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Progress(Some(bar))
+    }
+}
+
+/// A spinner that goes when it is dropped.
+struct Progress(Option<indicatif::ProgressBar>);
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Writes to standard output, with a final newline.
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    print_bytes(bytes)?;
+    if bytes.ends_with(b"\n") { Ok(()) } else { print_bytes(b"\n") }
+}
+
+/// Writes to standard output.
+fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.map_err(|error| Failure::new(format!("standard output: {error}")))
+}
+
+/// Columns, each as wide as its widest cell.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A time as RFC 3339 has it, in UTC and whole seconds.
+fn date(time: SystemTime) -> String {
+    let time = time::OffsetDateTime::from(time).replace_nanosecond(0);
+    time.ok().and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok()).unwrap_or_default()
+}
+
+/// Reads a file, or standard input where it is `-`, up to a limit.
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
+    use io::Read as _;
+    let failed = |error: io::Error| Failure::usage(format!("{}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    let read = if path == Path::new("-") {
+        io::stdin().lock().take(limit + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes)
+    };
+    read.map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(Failure::usage(format!("{}: over {limit} bytes", path.display())));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,126 @@
+//! `signetctl policy`: what the rules say to a request, without making it.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+use serde_json::json;
+
+use super::failure::{Exit, Failure};
+use super::{Global, read, table};
+use crate::access::{AccountEmail, Caller, Operation, Request};
+use crate::jwt::claims::Claims;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Tell which rule allows a request, or why each does not
+    ///
+    /// Reads the configuration and asks nobody. Exit code 3 where the request would be refused.
+    #[command(after_help = "\
+Example:
+  signetctl policy explain --user app --account app@project.iam.gserviceaccount.com \\
+      --operation mint-access-token --audience https://pubsub.googleapis.com/")]
+    Explain(ExplainOptions),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExplainOptions {
+    /// Who asks, by name or number, with the groups that the system gives them
+    #[arg(long)]
+    user: String,
+    /// The account
+    #[arg(long, value_name = "EMAIL")]
+    account: AccountEmail,
+    /// sign-blob, sign-digest, sign-jwt, mint-access-token or mint-id-token
+    #[arg(long)]
+    operation: Operation,
+    /// An audience of the JWT; more than one by repeating
+    #[arg(long)]
+    audience: Vec<String>,
+    /// A scope of the JWT; more than one by repeating
+    #[arg(long)]
+    scope: Vec<String>,
+    /// A file with all of the JWT's claims, for sign-jwt; - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["audience", "scope"])]
+    claims: Option<PathBuf>,
+    /// A file with the blob, for sign-blob
+    #[arg(long, value_name = "FILE")]
+    blob: Option<PathBuf>,
+    /// The lifetime that is asked for, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    lifetime: Option<u64>,
+}
+
+pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure> {
+    let PolicyCommand::Explain(options) = command;
+    let config = global.load()?;
+    let caller = caller(&options.user)?;
+    let blob = options.blob.as_deref().map(|path| read(path, 1 << 20)).transpose()?;
+    let claims = options.claims.as_deref().map(|path| -> Result<Claims, Failure> {
+        let bytes = read(path, 64 << 10)?;
+        let text = std::str::from_utf8(&bytes).map_err(Failure::usage)?;
+        Claims::parse(text).map_err(|error| Failure::usage(error).context(path.display()))
+    });
+    let claims = claims.transpose()?;
+    let now = SystemTime::now();
+    let mut request = Request {
+        account: &options.account,
+        operation: options.operation,
+        audiences: options.audience.iter().map(String::as_str).collect(),
+        scopes: options.scope.iter().flat_map(|scope| scope.split_whitespace()).collect(),
+        claims: Vec::new(),
+        blob: blob.as_deref(),
+        lifetime: options.lifetime.map(Duration::from_secs),
+    };
+    if let Some(claims) = &claims {
+        let of_claims = claims.request(&options.account, now);
+        request =
+            Request { operation: options.operation, lifetime: of_claims.lifetime.or(request.lifetime), ..of_claims };
+    }
+
+    let verdicts = config.policy.explain(&caller, &request);
+    let told: Vec<_> = verdicts.iter().map(|verdict| verdict.as_ref().err().map(ToString::to_string)).collect();
+    let lines = told.iter().enumerate().map(|(index, condition)| {
+        vec![format!("rule {}", index + 1), condition.clone().unwrap_or_else(|| "matches".to_owned())]
+    });
+    let rows: Vec<_> = lines.collect();
+    let authorized = config.policy.authorize(&caller, &request);
+    let rule = authorized.as_ref().ok().map(crate::access::Permit::rule);
+    let verdict = match &authorized {
+        Ok(permit) => format!("allowed by rule {}", permit.rule()),
+        Err(denied) if config.policy.account(&options.account).is_none() => {
+            format!("denied: there is no account {} in the configuration ({denied})", options.account)
+        }
+        Err(denied) => format!("denied: {denied}"),
+    };
+    let json = json!({ "allowed": authorized.is_ok(), "rule": rule, "rules": told, "verdict": verdict });
+    global.show(&json, [table(&rows), verdict.clone()].join("\n").trim_start())?;
+    authorized.map(|_permit| ()).map_err(|_denied| {
+        Failure::with(Exit::Refused, "the request would be refused")
+            .hint(format!("a rule in {} that allows all of it by itself", config.path.display()))
+    })
+}
+
+/// A user as the kernel would tell of a process of theirs.
+fn caller(name: &str) -> Result<Caller, Failure> {
+    let user = match name.parse() {
+        Ok(uid) => User::from_uid(Uid::from_raw(uid)).map_err(Failure::new)?,
+        Err(_) => User::from_name(name).map_err(Failure::new)?,
+    };
+    let Some(user) = user else {
+        // A number without a name still connects.
+        let uid = name.parse().map_err(|_no_number| {
+            Failure::usage(format!("there is no user {name:?}")).hint("a name or a number from getent passwd")
+        })?;
+        return Ok(Caller { uid, gid: uid, groups: Vec::new(), pid: None });
+    };
+    let c_name = std::ffi::CString::new(user.name).map_err(Failure::usage)?;
+    let groups = getgrouplist(&c_name, user.gid).map_err(Failure::new)?;
+    Ok(Caller {
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+        groups: groups.into_iter().map(Gid::as_raw).collect(),
+        pid: None,
+    })
+}
