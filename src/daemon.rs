@@ -9,12 +9,13 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch as channel;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::device::handle::{Handle, Launcher};
 use crate::device::{self, DeviceConfig};
 use crate::front::grpc::{self, Health};
-use crate::front::listen::Listener;
-use crate::signer::{Audit, Devices, Keyring, Signer};
+use crate::front::listen::{BindError, Listener};
+use crate::keyring::KeyringError;
+use crate::signer::{Audit, Devices, Keyring, OpenError, Signer};
 use watch::Watch;
 
 /// Opens what a configuration names without serving it: what `signetd --check` does.
@@ -85,9 +86,25 @@ async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
 }
 
 fn keyring(config: &Config, devices: &Devices) -> anyhow::Result<Keyring> {
-    Keyring::load(&config.state_dir, devices).with_context(|| {
-        "the keyring can't be used and is left as it is; restore it from a backup, or use the version of Signet that wrote it"
-    })
+    Keyring::load(&config.state_dir, devices).context("the keyring can't be used")
+}
+
+/// What to do about an error of this module, where there is something.
+#[must_use]
+pub fn remedy(error: &anyhow::Error) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<ConfigError>() {
+        return error.remedy.clone();
+    }
+    let remedy = if let Some(KeyringError::Invalid { .. }) = error.downcast_ref() {
+        "restore the keyring from a backup, or use the version of Signet that wrote it; it is left as it is"
+    } else if let Some(error) = error.downcast_ref::<BindError>() {
+        error.remedy()
+    } else if let Some(error) = error.downcast_ref::<OpenError>() {
+        error.remedy()
+    } else {
+        return None;
+    };
+    Some(remedy.to_owned())
 }
 
 /// The signals that a daemon minds.

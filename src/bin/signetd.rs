@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use signet::config::{Config, ConfigError};
+use signet::config::Config;
 use signet::daemon;
 use tracing_subscriber::EnvFilter;
 
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            if let Some(remedy) = error.downcast_ref::<ConfigError>().and_then(|error| error.remedy.as_deref()) {
+            if let Some(remedy) = daemon::remedy(&error) {
                 eprintln!("try: {remedy}");
             }
             ExitCode::FAILURE

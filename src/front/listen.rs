@@ -43,7 +43,7 @@ pub enum BindError {
         /// What it said.
         source: io::Error,
     },
-    /// The address of a unix socket holds no more than 107 bytes. Choose a shorter path, such as one in /run.
+    /// The address of a unix socket holds no more than 107 bytes.
     #[error("socket {}: the path has {length} bytes and may have 107", path.display())]
     TooLong {
         /// The socket.
@@ -51,7 +51,7 @@ pub enum BindError {
         /// Its length.
         length: usize,
     },
-    /// Others could put a socket of theirs in its place. Use a directory of this user's own, with mode 0755 or less.
+    /// Others could put a socket of theirs in its place.
     #[error("socket directory {}: {problem}", path.display())]
     Directory {
         /// The directory.
@@ -59,7 +59,7 @@ pub enum BindError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// Something else stands there. Remove it, or choose another path.
+    /// Something else stands there.
     #[error("socket {}: {problem}", path.display())]
     Occupied {
         /// The socket.
@@ -67,12 +67,28 @@ pub enum BindError {
         /// What stands there.
         problem: &'static str,
     },
-    /// Another daemon serves it. Stop that one first.
+    /// Another daemon serves it.
     #[error("socket {}: another process serves it", path.display())]
     Live {
         /// The socket.
         path: PathBuf,
     },
+}
+
+impl BindError {
+    /// What to do about it.
+    #[must_use]
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => {
+                "make its directory with this user as the owner and mode 0755 (systemd: RuntimeDirectory=signet)"
+            }
+            Self::TooLong { .. } => "choose a shorter path for listen.grpc, such as one in /run",
+            Self::Directory { .. } => "use a directory that belongs to this user and has mode 0755 or less",
+            Self::Occupied { .. } => "remove what stands there, or choose another path for listen.grpc",
+            Self::Live { .. } => "stop the daemon that serves it, or choose another path for listen.grpc",
+        }
+    }
 }
 
 impl Listener {

@@ -1,1 +1,356 @@
-//! To come.
+//! The daemon from outside: its rpcs, its answers, its socket, its life.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use signet::key::{Algorithm, KeyLocator, PublicKey};
+use signet::keyring::{KeyRecord, KeyState};
+use signet::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
+use tonic::{Code, Request, Status};
+use tonic_health::ServingStatus;
+use tonic_types::StatusExt as _;
+
+use crate::support::daemon::{ACCOUNT, TestDaemon};
+
+/// A device that is not there.
+const NO_DEVICE: &str = r#"
+    [[device]]
+    name = "tpm"
+    kind = "tpm"
+    tcti = "swtpm:path={folder}/no-such-tpm"
+"#;
+
+fn absent() -> TestDaemon {
+    TestDaemon::start(&TestDaemon::config(NO_DEVICE))
+}
+
+fn payload(bytes: &[u8]) -> proto::SignBlobRequest {
+    let input = Some(blob::Input::Payload(bytes.to_vec().into()));
+    proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
+}
+
+fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().expect("google.rpc.ErrorInfo");
+    assert_eq!(info.domain, "signet");
+    info.reason.clone()
+}
+
+fn field(status: &Status) -> String {
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    status.get_error_details().bad_request().expect("google.rpc.BadRequest").field_violations[0].field.clone()
+}
+
+fn record(kid: &str, state: KeyState) -> KeyRecord {
+    let pair = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+    let spki = aws_lc_rs::encoding::AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(
+        aws_lc_rs::signature::KeyPair::public_key(&pair),
+    );
+    KeyRecord {
+        kid: kid.parse().unwrap(),
+        account: ACCOUNT.parse().unwrap(),
+        algorithm: Algorithm::Rs256,
+        device: "tpm".parse().unwrap(),
+        locator: KeyLocator::Handle(0x8100_0001),
+        public_key: PublicKey::from_spki(spki.unwrap().as_ref()).unwrap(),
+        state,
+        created: 1_700_000_000,
+        activated: (state == KeyState::Active).then_some(1_700_000_000),
+        retired: (state == KeyState::Retired).then_some(1_700_000_000),
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_account_and_a_forbidden_one_answer_alike() {
+    let config = TestDaemon::config(NO_DEVICE)
+        + r#"
+        [[account]]
+        email = "forbidden@project.iam.gserviceaccount.com"
+        "#;
+    let daemon = TestDaemon::start(&config);
+    let mut client = daemon.client();
+    let mut answers = Vec::new();
+    for account in ["forbidden@project.iam.gserviceaccount.com", "unknown@project.iam.gserviceaccount.com"] {
+        let account = account.to_owned();
+        let claims = r#"{"sub":"x"}"#.to_owned();
+        let audience = Some(mint::Target::Audience("https://pubsub.googleapis.com/".to_owned()));
+        let statuses = [
+            client.sign_blob(proto::SignBlobRequest { account: account.clone(), ..payload(b"x") }).await.unwrap_err(),
+            client.sign_jwt(proto::SignJwtRequest { account: account.clone(), claims }).await.unwrap_err(),
+            client
+                .mint_jwt_access_token(proto::MintJwtAccessTokenRequest {
+                    account: account.clone(),
+                    target: audience,
+                    lifetime: None,
+                })
+                .await
+                .unwrap_err(),
+            client.get_account(proto::GetAccountRequest { account }).await.unwrap_err(),
+        ];
+        for status in &statuses {
+            assert_eq!(status.code(), Code::PermissionDenied);
+            assert_eq!(reason(status), "NOT_ALLOWED");
+        }
+        answers.push(statuses.map(|status| (status.message().to_owned(), status.details().to_vec())));
+    }
+    assert_eq!(answers[0], answers[1]);
+    let outcomes: Vec<_> = daemon.audit().into_iter().map(|line| line["decision"].clone()).collect();
+    assert_eq!(outcomes, ["deny"; 8], "one record a decision");
+}
+
+#[tokio::test]
+async fn bad_input_names_its_field() {
+    let daemon = absent();
+    daemon.add(record("k", KeyState::Active));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("reloaded");
+    let mut client = daemon.client().max_encoding_message_size(16 << 20);
+    let blob = |input, algorithm| proto::SignBlobRequest { account: String::new(), input, algorithm };
+    let digest = |length: usize| Some(blob::Input::Digest(vec![0; length].into()));
+    for (request, expected) in [
+        (blob(None, 0), "input"),
+        (blob(digest(31), 0), "digest"),
+        (blob(digest(33), 0), "digest"),
+        (blob(digest(48), 0), "digest"),
+        (blob(digest(32), 99), "algorithm"),
+        (blob(digest(32), proto::Algorithm::Es256.into()), "algorithm"),
+        (payload(&vec![0; (1 << 20) + 1]), "payload"),
+        (payload(&vec![0; 2 << 20]), "message"),
+        (proto::SignBlobRequest { account: "nobody".to_owned(), ..payload(b"x") }, "account"),
+    ] {
+        assert_eq!(field(&client.sign_blob(request).await.unwrap_err()), expected);
+    }
+    for claims in ["", "[]", r#"{"sub":"a","sub":"b"}"#, r#"{"exp":1}"#, r#"{"iss":"other@x"}"#, &"x".repeat(65_000)] {
+        let request = proto::SignJwtRequest { account: String::new(), claims: claims.to_owned() };
+        assert_eq!(field(&client.sign_jwt(request).await.unwrap_err()), "claims");
+    }
+    let large = proto::SignJwtRequest { account: String::new(), claims: " ".repeat(70_000) };
+    assert_eq!(field(&client.sign_jwt(large).await.unwrap_err()), "message");
+    let audience = |audience: &str| Some(mint::Target::Audience(audience.to_owned()));
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    for (target, lifetime, expected) in [
+        (None, None, "target"),
+        (audience(""), None, "audience"),
+        (audience("a b"), None, "audience"),
+        (Some(mint::Target::Scopes(proto::Scopes { scope: vec![] })), None, "scopes"),
+        (audience("https://pubsub.googleapis.com/"), seconds(3601), "lifetime"),
+        (audience("https://pubsub.googleapis.com/"), seconds(0), "lifetime"),
+        (audience("https://pubsub.googleapis.com/"), seconds(-1), "lifetime"),
+    ] {
+        let request = proto::MintJwtAccessTokenRequest { account: String::new(), target, lifetime };
+        assert_eq!(field(&client.mint_jwt_access_token(request).await.unwrap_err()), expected);
+    }
+}
+
+#[tokio::test]
+async fn an_absent_device_is_unavailable_with_a_time_to_retry_and_health_says_so() {
+    let daemon = absent();
+    daemon.add(record("k", KeyState::Active));
+    daemon.wait_for_health(ServingStatus::NotServing).await;
+    daemon.wait_for_log("the device can't be used");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("reloaded");
+    let status = daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "DEVICE_AWAY"), "{status}");
+    assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
+}
+
+#[tokio::test]
+async fn an_account_without_a_key_wants_an_operator() {
+    let daemon = absent();
+    let status = daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "NO_ACTIVE_KEY"));
+    let mut asked = Request::new(payload(b"message"));
+    asked.set_timeout(Duration::from_secs(1));
+    assert_eq!(daemon.client().sign_blob(asked).await.unwrap_err().code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn public_certificates_list_every_key_but_those_retired_long_ago() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    daemon.add(record("old", KeyState::Active));
+    daemon.add(KeyRecord { activated: Some(now), ..record("new", KeyState::Active) });
+    daemon.add(record("next", KeyState::Prepared));
+    daemon.add(KeyRecord { retired: Some(now - 60), ..record("just-retired", KeyState::Retired) });
+    daemon.add(record("long-retired", KeyState::Retired));
+    let mut daemon = daemon;
+    daemon.spawn();
+    daemon.wait_for_log("serving");
+    let request = proto::GetPublicCertificatesRequest { account: String::new() };
+    let answer = daemon.client().get_public_certificates(request).await.unwrap().into_inner();
+    let listed: Vec<_> = answer.certificates.iter().map(|key| (key.key_id.as_str(), key.state())).collect();
+    let (active, prepared, retired) = (proto::KeyState::Active, proto::KeyState::Prepared, proto::KeyState::Retired);
+    assert_eq!(listed, [("new", active), ("old", active), ("next", prepared), ("just-retired", retired)]);
+    assert_eq!(answer.max_client_cache_time.unwrap().seconds, 900);
+    let jwks: serde_json::Value = serde_json::from_str(&answer.jwks).unwrap();
+    let kids: Vec<_> = jwks["keys"].as_array().unwrap().iter().map(|key| key["kid"].as_str().unwrap()).collect();
+    assert_eq!(kids, ["new", "old", "next", "just-retired"]);
+}
+
+#[tokio::test]
+async fn the_keyring_is_followed_and_a_broken_one_changes_nothing() {
+    let daemon = absent();
+    let listed = async || {
+        let request = proto::GetPublicCertificatesRequest { account: String::new() };
+        daemon.client().get_public_certificates(request).await.unwrap().into_inner().certificates.len()
+    };
+    assert_eq!(listed().await, 0);
+    daemon.add(record("k", KeyState::Active));
+    daemon.wait_for_log("took the keyring keys=1");
+    assert_eq!(listed().await, 1);
+    fs::write(daemon.state().join("keyring.json"), "{").unwrap();
+    daemon.wait_for_log("the keyring can't be used");
+    assert_eq!(listed().await, 1);
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_not_reloaded_and_a_good_one_is() {
+    let daemon = absent();
+    let rules = TestDaemon::config(NO_DEVICE);
+    daemon.configure(&rules.replace("project_id", "projekt_id"));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("the configuration is not reloaded");
+    assert_ne!(daemon.client().sign_blob(payload(b"x")).await.unwrap_err().code(), Code::PermissionDenied);
+    daemon.configure(&rules.replace("users = [{uid}]", "users = [4000000]"));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("reloaded accounts");
+    assert_eq!(daemon.client().sign_blob(payload(b"x")).await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn reflection_tells_every_service() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    let daemon = absent();
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = ServerReflectionClient::new(daemon.channel());
+    let answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(listed)) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = listed.service.into_iter().map(|service| service.name).collect();
+    for name in ["signet.v1.Signer", "grpc.health.v1.Health"] {
+        assert!(names.contains(&name.to_owned()), "{names:?}");
+    }
+}
+
+#[test]
+fn a_keyring_that_is_corrupt_or_newer_is_refused_and_left_alone() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    for (contents, told) in [("{\"version\":1,", "EOF"), (r#"{"version":2,"keys":[],"more":1}"#, "version 2")] {
+        let keyring = daemon.state().join("keyring.json");
+        fs::write(&keyring, contents).unwrap();
+        let output = daemon.output();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("keyring.json") && said.contains(told) && said.contains("try: "), "{said}");
+        assert_eq!(fs::read_to_string(&keyring).unwrap(), contents);
+        assert!(!daemon.socket().exists());
+    }
+}
+
+#[test]
+fn a_stale_socket_is_taken_over() {
+    let mut daemon = absent();
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    assert!(fs::symlink_metadata(daemon.socket()).unwrap().file_type().is_socket(), "it is left behind");
+    daemon.spawn();
+    daemon.wait_for_log("serving");
+}
+
+#[test]
+fn a_live_socket_is_never_taken_over() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    let live = UnixListener::bind(daemon.socket()).unwrap();
+    let output = daemon.output();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("another process serves it"), "{said}");
+    std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+    drop(live);
+}
+
+#[test]
+fn of_two_daemons_one_serves() {
+    let mut first = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    let second = first.command();
+    first.spawn();
+    let mut second = {
+        let mut command = second;
+        command.stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    // Whichever ends lost; the other one serves.
+    let loser = loop {
+        if let Some(status) = second.try_wait().unwrap() {
+            break status;
+        }
+        if first.has_ended() {
+            second.kill().unwrap();
+            break second.wait().unwrap();
+        }
+        std::thread::yield_now();
+    };
+    assert!(!loser.success());
+    if !first.has_ended() {
+        first.wait_for_log("serving");
+        std::os::unix::net::UnixStream::connect(first.socket()).unwrap();
+    }
+}
+
+#[test]
+fn what_stands_in_the_sockets_place_is_left_alone() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    let refused = |told: &str| {
+        let output = daemon.output();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(told) && said.contains("try: "), "{said}");
+    };
+    fs::write(daemon.socket(), "precious").unwrap();
+    refused("a file that is no socket");
+    assert_eq!(fs::read_to_string(daemon.socket()).unwrap(), "precious");
+    fs::remove_file(daemon.socket()).unwrap();
+    symlink("elsewhere", daemon.socket()).unwrap();
+    refused("a symbolic link");
+    fs::remove_file(daemon.socket()).unwrap();
+    fs::set_permissions(daemon.folder().join("run"), fs::Permissions::from_mode(0o777)).unwrap();
+    refused("everybody may write to it");
+}
+
+#[test]
+fn a_socket_path_over_107_bytes_is_refused() {
+    let long = "x".repeat(108);
+    let daemon =
+        TestDaemon::prepare(&TestDaemon::config(NO_DEVICE).replace("run/signet.sock", &format!("/run/{long}")));
+    let output = daemon.output();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("107") && said.contains("try: "), "{said}");
+}
+
+#[test]
+fn the_socket_has_its_mode_and_goes_with_the_daemon() {
+    let mut daemon = TestDaemon::start(&TestDaemon::config(NO_DEVICE).replace("0666", "0640"));
+    assert_eq!(fs::symlink_metadata(daemon.socket()).unwrap().permissions().mode() & 0o777, 0o640);
+    assert!(daemon.stop().success());
+    assert!(!daemon.socket().exists());
+}
+
+#[tokio::test]
+async fn connections_beyond_a_users_share_are_closed_and_others_still_served() {
+    let daemon = absent();
+    let mut client = daemon.client();
+    let request = proto::GetPublicCertificatesRequest { account: String::new() };
+    client.get_public_certificates(request.clone()).await.unwrap();
+    let connect = || std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+    let idle: Vec<_> = (0..32).map(|_| connect()).collect();
+    daemon.wait_for_log("too many are open");
+    client.get_public_certificates(request.clone()).await.unwrap();
+    drop(idle);
+    daemon.client().get_public_certificates(request).await.ok();
+}

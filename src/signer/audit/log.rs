@@ -48,7 +48,7 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
-    /// Its last line is no audit record: somebody else wrote to it. `signetctl audit verify` finds the line; move the file away to begin a new one.
+    /// Its last line is no audit record: somebody else wrote to it.
     #[error("audit log {}: its last line is no audit record ({reason})", path.display())]
     NotOurs {
         /// The file.
@@ -56,6 +56,20 @@ pub enum OpenError {
         /// What is wrong with the line.
         reason: String,
     },
+}
+
+impl OpenError {
+    /// What to do about it.
+    #[must_use]
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "make its directory one that this user may write to, or set audit.path",
+            Self::Locked { .. } => "stop the other signetd, or give this one another state_dir or audit.path",
+            Self::NotOurs { .. } => {
+                "see what signetctl audit verify says, then move the file away: a new one begins a new chain"
+            }
+        }
+    }
 }
 
 /// What is written in place of a line that a crash has torn: the line was never followed by a reply.
