@@ -161,7 +161,11 @@ impl TestDaemon {
         let mut lines = log.lines.lock().unwrap();
         while !lines.text.iter().any(|line| line.contains(text)) {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero() && !lines.ended, "no {text:?} in the log:\n{}", lines.text.join("\n"));
+            if left.is_zero() || lines.ended {
+                let log = lines.text.join("\n");
+                drop(lines);
+                panic!("no {text:?} in the log:\n{log}");
+            }
             lines = log.grown.wait_timeout(lines, left).unwrap().0;
         }
     }
