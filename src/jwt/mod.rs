@@ -8,6 +8,7 @@ pub mod claims;
 mod json;
 pub mod jwk;
 pub mod jws;
+pub mod verify;
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
