@@ -8,12 +8,8 @@ use super::file::{Account as WrittenAccount, Allow, Principal, Source};
 use super::{ConfigError, gid, uid};
 use crate::access::{Account, AccountEmail, Glob, Rule};
 
-/// Every account, in the order in which they are written.
+/// Every account, in the order in which they are written. There may be none yet: then nobody is served.
 pub(super) fn accounts(source: Source<'_>, written: Vec<WrittenAccount>) -> Result<Vec<Account>, ConfigError> {
-    if written.is_empty() {
-        let remedy = "add an [[account]] with the service account's email";
-        return Err(source.wrong(0..0, "account", "there is none", remedy));
-    }
     let mut accounts: Vec<Account> = Vec::new();
     for account in written {
         let email = account.email.get_ref().clone();
