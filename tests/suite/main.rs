@@ -21,6 +21,7 @@ mod import;
 mod interop;
 mod matrix;
 mod pkcs11;
+mod pkcs11_faults;
 mod secrets;
 mod signetctl;
 mod tpm;

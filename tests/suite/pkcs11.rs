@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use signet::device::{self, CreatedKey, Device, DeviceError, NewKey, Opened, Pkcs11Config, Provision, TokenSelector};
 use signet::key::{Algorithm, Digest, Hash, KeyLocator};
 
 use crate::contract::contract;
+use crate::support::modules::Spy;
 use crate::support::softhsm::{LABEL, SoftHsm};
 use crate::support::{keys, skip};
 
@@ -248,23 +249,6 @@ fn an_imported_key_travels_wrapped() {
 }
 
 #[test]
-fn one_session_is_enough() {
-    let Some(token) = SoftHsm::new() else { return };
-    let Some(spy) = Spy::new(&token) else { return };
-    token.child(&[], || {
-        generate(&mut *provision(&token), Algorithm::Rs256);
-    });
-    token.child(&spy.environment(), || {
-        let pkcs11 = Pkcs11Config { sessions: 1, module: spy.module.clone(), ..token.pkcs11() };
-        let mut devices = device::open(&token.config_with(pkcs11)).unwrap();
-        let [device] = devices.as_mut_slice() else { panic!("{} devices", devices.len()) };
-        let digest = Digest::of(Hash::Sha256, b"message");
-        device.sign(&KeyLocator::Pkcs11("pkcs11:object=key".to_owned()), Algorithm::Rs256, &digest).unwrap();
-        assert_eq!(spy.count("C_OpenSession"), 1);
-    });
-}
-
-#[test]
 fn a_token_is_found_by_serial_and_slot_too() {
     let Some(token) = SoftHsm::new() else { return };
     token.child(&[], || {
@@ -304,6 +288,15 @@ fn a_module_that_is_missing_or_none_is_named() {
             let why = misconfigured(&token, Pkcs11Config { module: module.into(), ..token.pkcs11() });
             assert!(why.contains(module) && why.contains(expected), "{why}");
         }
+    });
+}
+
+#[test]
+fn a_module_without_its_configuration_says_what_to_do() {
+    let Some(token) = SoftHsm::new() else { return };
+    token.child(&[("SOFTHSM2_CONF", OsStr::new("/nowhere/softhsm2.conf"))], || {
+        let Err(DeviceError::Away(why)) = device::open(&token.config()) else { panic!("it was opened") };
+        assert!(why.contains("libsofthsm2.so") && why.contains("environment"), "{why}");
     });
 }
 
@@ -418,45 +411,3 @@ fn has_pkcs11_tool() -> bool {
 fn line(text: &str, name: &str) -> String {
     text.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap_or_default().trim().to_owned()
 }
-
-/// OpenSC's pkcs11-spy between Signet and the module: it writes down every call.
-struct Spy<'a> {
-    token: &'a SoftHsm,
-    module: PathBuf,
-    log: PathBuf,
-}
-
-impl<'a> Spy<'a> {
-    fn new(token: &'a SoftHsm) -> Option<Self> {
-        let Some(module) = SPIES.iter().map(PathBuf::from).find(|module| module.exists()) else {
-            skip("pkcs11-spy", "opensc");
-            return None;
-        };
-        Some(Self { token, module, log: token.directory.join("spy.log") })
-    }
-
-    fn config(&self) -> device::DeviceConfig {
-        self.token.config_with(Pkcs11Config { module: self.module.clone(), ..self.token.pkcs11() })
-    }
-
-    fn environment(&self) -> [(&str, &OsStr); 2] {
-        [("PKCS11SPY", self.token.module.as_os_str()), ("PKCS11SPY_OUTPUT", self.log.as_os_str())]
-    }
-
-    /// Every call so far, in order.
-    fn calls(&self) -> Vec<String> {
-        let log = fs::read(&self.log).unwrap();
-        let name = |line: &str| Some(line.split_once(": C_")?.1.split_whitespace().next()?.to_owned());
-        String::from_utf8_lossy(&log).lines().filter_map(name).map(|name| format!("C_{name}")).collect()
-    }
-
-    fn count(&self, function: &str) -> usize {
-        self.calls().iter().filter(|call| *call == function).count()
-    }
-}
-
-const SPIES: &[&str] = &[
-    "/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so",
-    "/usr/lib/aarch64-linux-gnu/pkcs11/pkcs11-spy.so",
-    "/usr/lib/x86_64-linux-gnu/pkcs11-spy.so",
-];

@@ -39,7 +39,15 @@ impl Module {
         let client = Pkcs11::new(path).map_err(broken)?;
         match client.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
-            Err(error) => return Err(classified(error)),
+            Err(error) => {
+                return Err(match classified(error) {
+                    DeviceError::Away(why) => DeviceError::Away(format!(
+                        "module {}: {why}; where it reads a file or variable of its own, name that in the device's environment",
+                        path.display()
+                    )),
+                    other => other,
+                });
+            }
         }
         let c_sign = CSign::load(path).map_err(broken)?;
         let module = Arc::new(Self { path: path.to_owned(), client, c_sign });

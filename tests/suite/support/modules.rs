@@ -1,0 +1,92 @@
+//! PKCS#11 modules that stand between Signet and SoftHSM: one that writes down, one that misbehaves.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use signet::device::{DeviceConfig, Pkcs11Config};
+
+use super::skip;
+use super::softhsm::SoftHsm;
+
+/// OpenSC's pkcs11-spy between Signet and the module: it writes down every call.
+pub(crate) struct Spy<'a> {
+    token: &'a SoftHsm,
+    pub(crate) module: PathBuf,
+    log: PathBuf,
+}
+
+impl<'a> Spy<'a> {
+    pub(crate) fn new(token: &'a SoftHsm) -> Option<Self> {
+        let Some(module) = SPIES.iter().map(PathBuf::from).find(|module| module.exists()) else {
+            skip("pkcs11-spy", "opensc");
+            return None;
+        };
+        Some(Self { token, module, log: token.directory.join("spy.log") })
+    }
+
+    pub(crate) fn config(&self) -> DeviceConfig {
+        self.token.config_with(Pkcs11Config { module: self.module.clone(), ..self.token.pkcs11() })
+    }
+
+    pub(crate) fn environment(&self) -> [(&str, &OsStr); 2] {
+        [("PKCS11SPY", self.token.module.as_os_str()), ("PKCS11SPY_OUTPUT", self.log.as_os_str())]
+    }
+
+    /// Every call so far, in order.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        let log = fs::read(&self.log).unwrap();
+        let name = |line: &str| Some(line.split_once(": C_")?.1.split_whitespace().next()?.to_owned());
+        String::from_utf8_lossy(&log).lines().filter_map(name).map(|name| format!("C_{name}")).collect()
+    }
+
+    pub(crate) fn count(&self, function: &str) -> usize {
+        self.calls().iter().filter(|call| *call == function).count()
+    }
+}
+
+const SPIES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so",
+    "/usr/lib/aarch64-linux-gnu/pkcs11/pkcs11-spy.so",
+    "/usr/lib/x86_64-linux-gnu/pkcs11-spy.so",
+];
+
+/// The module of `shim.c`: it passes every call on, and misbehaves as it is told, also while it is in use.
+pub(crate) struct Shim<'a> {
+    token: &'a SoftHsm,
+    pub(crate) module: PathBuf,
+    control: PathBuf,
+}
+
+impl<'a> Shim<'a> {
+    pub(crate) fn new(token: &'a SoftHsm) -> Self {
+        let module = token.directory.join("shim.so");
+        if !module.exists() {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/support/shim.c");
+            // There is a C compiler wherever aws-lc was built.
+            let built =
+                Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&module, &source]).arg("-ldl").output();
+            let built = built.unwrap();
+            assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        }
+        Self { token, module, control: token.directory.join("shim.control") }
+    }
+
+    pub(crate) fn pkcs11(&self) -> Pkcs11Config {
+        Pkcs11Config { module: self.module.clone(), ..self.token.pkcs11() }
+    }
+
+    pub(crate) fn config(&self) -> DeviceConfig {
+        self.token.config_with(self.pkcs11())
+    }
+
+    pub(crate) fn environment(&self) -> [(&str, &OsStr); 2] {
+        [("SHIM_MODULE", self.token.module.as_os_str()), ("SHIM_CONTROL", self.control.as_os_str())]
+    }
+
+    /// Misbehaves from now on as `shim.c` says; empty: not at all.
+    pub(crate) fn tell(&self, fault: &str) {
+        fs::write(&self.control, fault).unwrap();
+    }
+}

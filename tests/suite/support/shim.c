@@ -1,0 +1,81 @@
+/* A PKCS#11 module that passes every call on to another (SHIM_MODULE) and misbehaves as a file says (SHIM_CONTROL):
+ *
+ *   final-try | locked | one-session   C_GetTokenInfo says so; with one-session, C_OpenSession keeps to it
+ *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
+ *   flip                               C_Sign flips a bit of the signature
+ *   hang | crash                       C_Sign does
+ */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef unsigned long ulong_t;
+/* CK_FUNCTION_LIST: a version and 68 functions (PKCS#11 2.40, pkcs11f.h); by number, those that are replaced. */
+struct list { unsigned char major, minor; void *function[68]; };
+enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_SESSION = 13, SIGN = 43 };
+/* CK_TOKEN_INFO as far as it is changed. */
+struct token_info { char names[32 + 32 + 16 + 16]; ulong_t flags, max_sessions; };
+
+static struct list real, shim;
+static int sessions;
+
+static int told(const char *word, ulong_t *code) {
+    char line[64] = "";
+    const char *path = getenv("SHIM_CONTROL");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    if (!file) return 0;
+    char *read = fgets(line, sizeof line, file);
+    fclose(file);
+    if (!read || strncmp(line, word, strlen(word)) != 0) return 0;
+    if (code) *code = strtoul(line + strlen(word), NULL, 16);
+    return 1;
+}
+
+static ulong_t get_token_info(ulong_t slot, struct token_info *info) {
+    ulong_t rv = ((ulong_t (*)(ulong_t, struct token_info *))real.function[GET_TOKEN_INFO])(slot, info);
+    if (told("final-try", NULL)) info->flags |= 0x20000;
+    if (told("locked", NULL)) info->flags |= 0x40000;
+    if (told("one-session", NULL)) info->max_sessions = 1;
+    return rv;
+}
+
+static ulong_t open_session(ulong_t slot, ulong_t flags, void *a, void *b, ulong_t *session) {
+    if (told("one-session", NULL) && sessions > 0) return 0xb1; /* CKR_SESSION_COUNT */
+    sessions++;
+    return ((ulong_t (*)(ulong_t, ulong_t, void *, void *, ulong_t *))real.function[OPEN_SESSION])(slot, flags, a, b, session);
+}
+
+static ulong_t close_session(ulong_t session) {
+    sessions--;
+    return ((ulong_t (*)(ulong_t))real.function[CLOSE_SESSION])(session);
+}
+
+static ulong_t sign(ulong_t session, char *data, ulong_t length, char *signature, ulong_t *signature_length) {
+    ulong_t code;
+    while (told("hang", NULL)) pause();
+    if (told("crash", NULL)) abort();
+    ulong_t rv = ((ulong_t (*)(ulong_t, char *, ulong_t, char *, ulong_t *))real.function[SIGN])(
+        session, data, length, signature, signature_length);
+    if (told("fail", &code)) return code;
+    if (rv == 0 && signature && told("flip", NULL)) signature[7] ^= 1;
+    return rv;
+}
+
+ulong_t C_GetFunctionList(struct list **list) {
+    if (!real.major) {
+        void *module = dlopen(getenv("SHIM_MODULE"), RTLD_NOW);
+        ulong_t (*get)(struct list **) = module ? dlsym(module, "C_GetFunctionList") : NULL;
+        struct list *theirs;
+        if (!get || get(&theirs) != 0) return 0x5; /* CKR_GENERAL_ERROR */
+        real = shim = *theirs;
+        shim.function[GET_FUNCTION_LIST] = C_GetFunctionList;
+        shim.function[GET_TOKEN_INFO] = get_token_info;
+        shim.function[OPEN_SESSION] = open_session;
+        shim.function[CLOSE_SESSION] = close_session;
+        shim.function[SIGN] = sign;
+    }
+    *list = &shim;
+    return 0;
+}
