@@ -1,12 +1,21 @@
-//! The daemon's side of a device: its queue, its admission, and the process behind it.
+//! The daemon's side of a device: what the rest of the daemon sees of it.
+
+mod child;
+mod dispatch;
+mod queue;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use self::dispatch::Dispatcher;
+use self::queue::Request;
+use super::wire::{Answer, Work};
 use super::{DeviceConfig, DeviceError};
 use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
 
@@ -22,7 +31,9 @@ pub struct Launcher {
 /// A device as the daemon knows it. Clones share one device process; when the last is dropped, the process is ended.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    _config: Arc<DeviceConfig>,
+    requests: mpsc::UnboundedSender<Request>,
+    health: watch::Receiver<Health>,
+    counters: Arc<Counters>,
 }
 
 /// One signature to be made.
@@ -45,11 +56,11 @@ pub struct SignRequest {
 /// How a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// Not yet opened.
+    /// Not yet opened, or opened again after it was lost: requests wait.
     Starting,
     /// Open, and the last thing it did was right.
     Ready,
-    /// Not to be used; why, and what to do, in the error.
+    /// Not to be used; why, and what to do, in the error. Requests are refused at once with it, and the device is tried again.
     Down(DeviceError),
 }
 
@@ -70,8 +81,11 @@ impl Handle {
     /// Starts the device process, and keeps one running. Needs a tokio runtime.
     #[must_use]
     pub fn start(config: DeviceConfig, launcher: Launcher) -> Self {
-        let _ = launcher;
-        Self { _config: Arc::new(config) }
+        let (requests, received) = mpsc::unbounded_channel();
+        let (published, health) = watch::channel(Health::Starting);
+        let counters = Arc::new(Counters::default());
+        tokio::spawn(Dispatcher::new(config, launcher, received, published, Arc::clone(&counters)).run());
+        Self { requests, health, counters }
     }
 
     /// Signs, verifies against the recorded public key, and returns the signature.
@@ -79,8 +93,13 @@ impl Handle {
     /// # Errors
     /// [`DeviceError`]; never later than the deadline.
     pub async fn sign(&self, request: SignRequest) -> Result<Signature, DeviceError> {
-        let _ = request;
-        Err(DeviceError::Late)
+        let SignRequest { locator, public_key, algorithm, digest, deadline, uid } = request;
+        let work = Work::Sign { algorithm, digest };
+        let (answer, answered) = oneshot::channel();
+        match self.ask(Request { locator, public_key, work, deadline, uid, answer, sent: 0 }, answered).await? {
+            Answer::Sign(signature) => Ok(signature),
+            Answer::PublicKey(_) => Err(DeviceError::Integrity("it answered another question".to_owned())),
+        }
     }
 
     /// Makes sure that a key is there and is the recorded one.
@@ -93,19 +112,60 @@ impl Handle {
         public_key: Arc<PublicKey>,
         deadline: Instant,
     ) -> Result<(), DeviceError> {
-        let _ = (locator, public_key, deadline);
-        Err(DeviceError::Late)
+        // A check is the daemon's own wish.
+        let uid = nix::unistd::getuid().as_raw();
+        let (answer, answered) = oneshot::channel();
+        let request = Request { locator, public_key, work: Work::PublicKey, deadline, uid, answer, sent: 0 };
+        self.ask(request, answered).await.map(drop)
     }
 
     /// How the device is now.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health::Starting
+        self.health.borrow().clone()
+    }
+
+    /// Follows how the device is. Closed when the last handle is dropped.
+    #[must_use]
+    pub fn health_changes(&self) -> watch::Receiver<Health> {
+        self.health.clone()
     }
 
     /// The figures now.
     #[must_use]
     pub fn figures(&self) -> Figures {
-        Figures::default()
+        Figures {
+            generations: self.counters.generations.load(Ordering::Relaxed),
+            signatures: self.counters.signatures.load(Ordering::Relaxed),
+            waiting: self.counters.waiting.load(Ordering::Relaxed),
+            service_time: Duration::from_nanos(self.counters.service_nanos.load(Ordering::Relaxed)),
+        }
     }
+
+    /// Keeps the deadline, whatever becomes of the device and of the task that serves it.
+    async fn ask(
+        &self,
+        request: Request,
+        answered: oneshot::Receiver<Result<Answer, DeviceError>>,
+    ) -> Result<Answer, DeviceError> {
+        let deadline = request.deadline;
+        if deadline <= Instant::now() {
+            return Err(DeviceError::Late);
+        }
+        let stopped = || DeviceError::Away("the daemon has stopped serving it".to_owned());
+        self.requests.send(request).map_err(|_closed| stopped())?;
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(outcome) => outcome.unwrap_or_else(|_closed| Err(stopped())),
+            Err(_elapsed) => Err(DeviceError::Late),
+        }
+    }
+}
+
+/// The figures as the dispatcher keeps them.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) generations: AtomicU64,
+    pub(super) signatures: AtomicU64,
+    pub(super) waiting: AtomicUsize,
+    pub(super) service_nanos: AtomicU64,
 }

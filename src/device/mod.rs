@@ -13,6 +13,7 @@ pub mod process;
 #[cfg(feature = "tpm")]
 pub mod tpm;
 pub mod tss2;
+mod wire;
 
 pub use config::{DeviceConfig, DeviceKind, Pkcs11Config, TokenSelector, TpmConfig, TpmParent, TpmSession};
 

@@ -1,9 +1,212 @@
 //! The device process: the child's side of the pipe. It owns the PIN, the module and the sessions.
+//!
+//! One thread reads jobs, one thread for each [`Device`] does them; whoever finishes first writes for all that finished
+//! with it. The process decides nothing: what is lost or refused it reports, and the daemon closes the pipe to have
+//! a fresh one. When the pipe closes, it ends at once, whatever its workers are stuck in.
 
-use super::{DeviceConfig, DeviceError, Opened};
+use std::collections::VecDeque;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, raise};
+
+use super::wire::{self, Answer, BadFrame, Frames, Job, Report, Work};
+use super::{Device, DeviceConfig, DeviceError, Opened};
 
 /// Runs the device process on the socket that stands at standard input, until the daemon closes it. Returns the exit code.
 pub fn run(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> u8 {
-    let _ = open;
-    1
+    match serve(open) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("device process: {error}");
+            1
+        }
+    }
 }
+
+/// Returns where the device could not be opened; otherwise serves until [`end`].
+fn serve(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> io::Result<()> {
+    let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut frames = Frames::default();
+    let config = loop {
+        if let Some(config) = frames.next::<DeviceConfig>().map_err(io::Error::other)? {
+            break config;
+        }
+        receive(&mut socket, &mut frames)?;
+    };
+    let shared = Arc::new(Shared {
+        jobs: Mutex::default(),
+        arrived: Condvar::new(),
+        replies: Mutex::default(),
+        socket: socket.try_clone()?,
+        refused: OnceLock::new(),
+    });
+    // Reads from now on: a module may hang while it opens, and the process must end with its pipe nevertheless.
+    let reader = Arc::clone(&shared);
+    spawn("pipe", move || reader.read(socket, frames))?;
+
+    let devices = match open(&config) {
+        Ok(devices) => devices,
+        Err(error) => {
+            shared.send(&Report::Refused(error));
+            return Ok(());
+        }
+    };
+    shared.send(&Report::Opened { workers: u32::try_from(devices.len()).unwrap_or(u32::MAX) });
+    let mut devices = devices.into_iter();
+    let own = devices.next();
+    for mut device in devices {
+        let worker = Arc::clone(&shared);
+        spawn("worker", move || worker.work(&mut *device))?;
+    }
+    let Some(mut device) = own else { return Err(io::Error::other("the device has no workers")) };
+    shared.work(&mut *device)
+}
+
+struct Shared {
+    /// Jobs with the time from which on they are late.
+    jobs: Mutex<VecDeque<(Instant, Job)>>,
+    arrived: Condvar,
+    replies: Mutex<Replies>,
+    socket: UnixStream,
+    /// The first refusal of a PIN: nothing touches the device after it.
+    refused: OnceLock<DeviceError>,
+}
+
+#[derive(Default)]
+struct Replies {
+    bytes: Vec<u8>,
+    /// A worker writes now, and will write what is added meanwhile.
+    writing: bool,
+}
+
+impl Shared {
+    fn read(&self, mut socket: UnixStream, mut frames: Frames) -> ! {
+        loop {
+            let arrived = receive(&mut socket, &mut frames).map_err(|_closed| ()).and_then(|()| {
+                self.queue(&mut frames).map_err(|error| tracing::error!("device process: from the daemon: {error}"))
+            });
+            if arrived.is_err() {
+                end()
+            }
+        }
+    }
+
+    fn queue(&self, frames: &mut Frames) -> Result<(), BadFrame> {
+        let now = Instant::now();
+        let mut jobs = lock(&self.jobs);
+        while let Some(job) = frames.next::<Job>()? {
+            // What is too far away to be counted is no deadline.
+            let deadline = now.checked_add(job.remaining).unwrap_or(now + Duration::from_secs(3600));
+            jobs.push_back((deadline, job));
+            self.arrived.notify_one();
+        }
+        Ok(())
+    }
+
+    fn work(&self, device: &mut dyn Device) -> ! {
+        // A device that panics is as lost as one that crashes.
+        let _end = EndOnPanic;
+        loop {
+            let (deadline, job) = self.next_job();
+            let outcome = self.perform(device, &job, deadline);
+            self.send(&Report::Done { id: job.id, outcome });
+        }
+    }
+
+    fn next_job(&self) -> (Instant, Job) {
+        let mut jobs = lock(&self.jobs);
+        loop {
+            if let Some(job) = jobs.pop_front() {
+                return job;
+            }
+            jobs = self.arrived.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn perform(&self, device: &mut dyn Device, job: &Job, deadline: Instant) -> Result<Answer, DeviceError> {
+        let mut retries = RETRIES;
+        loop {
+            if let Some(error) = self.refused.get() {
+                return Err(error.clone());
+            }
+            if Instant::now() >= deadline {
+                return Err(DeviceError::Late);
+            }
+            let outcome = match &job.work {
+                Work::PublicKey => device.public_key(&job.locator).map(|key| Answer::PublicKey(key.spki().to_vec())),
+                Work::Sign { algorithm, digest } => device.sign(&job.locator, *algorithm, digest).map(Answer::Sign),
+            };
+            match outcome {
+                Err(DeviceError::Transient(_)) if retries > 0 => {
+                    retries -= 1;
+                    thread::sleep(PAUSE);
+                }
+                Err(error @ DeviceError::PinRefused(_)) => {
+                    let _ = self.refused.set(error.clone());
+                    return Err(error);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Writes a report now, or leaves it to the worker that is writing.
+    fn send(&self, report: &Report) {
+        let mut replies = lock(&self.replies);
+        if wire::encode(report, &mut replies.bytes).is_err() {
+            end()
+        }
+        if replies.writing {
+            return;
+        }
+        replies.writing = true;
+        while !replies.bytes.is_empty() {
+            let batch = std::mem::take(&mut replies.bytes);
+            drop(replies);
+            if (&self.socket).write_all(&batch).is_err() {
+                end()
+            }
+            replies = lock(&self.replies);
+        }
+        replies.writing = false;
+    }
+}
+
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        end()
+    }
+}
+
+/// Reads what is there into `frames`; an error also where the daemon has closed the pipe.
+fn receive(socket: &mut UnixStream, frames: &mut Frames) -> io::Result<()> {
+    let mut chunk = [0; 16 * 1024];
+    let length = socket.read(&mut chunk)?;
+    frames.push(chunk.get(..length).unwrap_or_default());
+    if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+}
+
+/// Ends the process this instant. `exit` would run the destructors of a module in which other threads may be working.
+fn end() -> ! {
+    let _ = raise(Signal::SIGKILL);
+    std::process::abort()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How often a passing condition is tried again, and after what pause.
+const RETRIES: u32 = 2;
+const PAUSE: Duration = Duration::from_millis(5);

@@ -1,0 +1,393 @@
+//! The one task behind a [`super::Handle`]: it owns the queue, the device process and every decision about them.
+//!
+//! Generations: a device process that is lost (dead, silent beyond the call limit, talking nonsense, reporting that its
+//! device is away or lies) is killed, and another is started after a pause. What was in flight is sent once more. A
+//! generation that ends without one right answer after another that ended so, or that can't open its device, means that the
+//! device is down: from then on requests are refused at once, until a process has opened it again.
+//!
+//! A process that reports a refused PIN is never followed by another until the latch file was seen closed and then open.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
+
+use super::child::DeviceProcess;
+use super::queue::{Pace, Queue, Request};
+use super::{Counters, Health, Launcher};
+use crate::device::wire::{Answer, Job, Report};
+use crate::device::{DeviceConfig, DeviceError, latch};
+
+pub(super) struct Dispatcher {
+    config: DeviceConfig,
+    launcher: Launcher,
+    requests: mpsc::UnboundedReceiver<Request>,
+    queue: Queue,
+    pace: Pace,
+    phase: Phase,
+    /// What the device process has not answered yet, by id, so the oldest first.
+    in_flight: BTreeMap<u64, InFlight>,
+    last_id: u64,
+    /// How many generations were lost since the last right answer.
+    losses: u32,
+    /// When there is something to do even if nothing arrives.
+    wake: Instant,
+    /// A killed process may live on in a driver; it may have one successor, not many.
+    processes: Arc<Semaphore>,
+    health: watch::Sender<Health>,
+    counters: Arc<Counters>,
+}
+
+/// What is being done about the device.
+enum Phase {
+    /// No process; the next is started then.
+    Resting { until: Instant },
+    /// The PIN was refused: no process until the latch, once seen closed, is open.
+    Latched { seen_closed: bool, look: Instant },
+    /// A process runs.
+    Running(Box<Generation>),
+}
+
+struct Generation {
+    process: DeviceProcess,
+    /// None before the device is open.
+    workers: usize,
+    started: Instant,
+    /// It has given a right answer.
+    right: bool,
+}
+
+struct InFlight {
+    request: Request,
+    sent: Instant,
+    /// 1 where a worker was idle when it was sent, else 2.
+    round: u32,
+    /// When its process is killed for it.
+    limit: Instant,
+}
+
+impl Dispatcher {
+    pub(super) fn new(
+        config: DeviceConfig,
+        launcher: Launcher,
+        requests: mpsc::UnboundedReceiver<Request>,
+        health: watch::Sender<Health>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            queue: Queue::new(config.queue),
+            config,
+            launcher,
+            requests,
+            pace: Pace::default(),
+            phase: Phase::Resting { until: now },
+            in_flight: BTreeMap::new(),
+            last_id: 0,
+            losses: 0,
+            wake: now,
+            processes: Arc::new(Semaphore::new(2)),
+            health,
+            counters,
+        }
+    }
+
+    /// Serves until the last handle is dropped.
+    pub(super) async fn run(mut self) {
+        let mut arrived = Vec::new();
+        let mut sleep = std::pin::pin!(tokio::time::sleep_until(self.wake));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut sleep => self.on_time(),
+                received = self.phase.receive() => self.on_received(received),
+                count = self.requests.recv_many(&mut arrived, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    arrived.drain(..).for_each(|request| self.admit(request));
+                }
+            }
+            self.dispatch();
+            self.counters.waiting.store(self.queue.len(), Relaxed);
+            if sleep.deadline() != self.wake {
+                sleep.as_mut().reset(self.wake);
+            }
+        }
+    }
+
+    /// Queues a request, or refuses it at once where waiting would be in vain.
+    fn admit(&mut self, request: Request) {
+        if let Health::Down(error) = &*self.health.borrow() {
+            return request.answer(Err(error.clone()));
+        }
+        let workers = self.phase.workers();
+        let wait = self.pace.wait(self.queue.len() + self.in_flight.len(), workers);
+        if workers > 0 && Instant::now() + wait > request.deadline {
+            return request.answer(Err(overloaded(wait)));
+        }
+        if let Err(request) = self.queue.push(request) {
+            request.answer(Err(overloaded(wait)));
+        }
+    }
+
+    /// Sends what the process can use: two jobs a worker, so that none is ever idle, and little is done in vain.
+    fn dispatch(&mut self) {
+        let Phase::Running(generation) = &mut self.phase else { return };
+        let now = Instant::now();
+        while self.in_flight.len() < generation.workers * 2 {
+            let Some(mut request) = self.queue.pop() else { break };
+            self.last_id += 1;
+            let job = Job {
+                id: self.last_id,
+                remaining: request.deadline - now,
+                locator: &*request.locator,
+                work: request.work,
+            };
+            if let Err(error) = generation.process.send(&job) {
+                request.answer(Err(DeviceError::Permanent(format!("its locator can't be sent: {error}"))));
+                continue;
+            }
+            request.sent += 1;
+            let round = if self.in_flight.len() < generation.workers { 1 } else { 2 };
+            let limit = now + self.config.call_limit * round;
+            self.wake = self.wake.min(limit);
+            self.in_flight.insert(self.last_id, InFlight { request, sent: now, round, limit });
+        }
+        if let Err(error) = generation.process.flush() {
+            self.lose(ended(&error));
+        }
+    }
+
+    fn on_received(&mut self, received: io::Result<()>) {
+        if let Err(error) = received {
+            return self.lose(ended(&error));
+        }
+        while let Phase::Running(generation) = &mut self.phase {
+            match generation.process.report() {
+                Ok(Some(report)) => self.on_report(report),
+                Ok(None) => return,
+                Err(error) => return self.lose(nonsense(&error)),
+            }
+        }
+    }
+
+    fn on_report(&mut self, report: Report) {
+        let Phase::Running(generation) = &mut self.phase else { return };
+        match report {
+            Report::Opened { workers } if generation.workers == 0 => {
+                generation.workers = usize::try_from(workers).unwrap_or(usize::MAX).clamp(1, MOST_WORKERS);
+                self.wake = Instant::now() + FAR;
+                tracing::info!(device = %self.config.name, workers, "open");
+                self.publish(Health::Ready);
+            }
+            Report::Refused(error) if generation.workers == 0 => self.lose(error),
+            Report::Done { id, outcome } => match self.in_flight.remove(&id) {
+                Some(job) => self.on_done(job, outcome),
+                None => self.lose(nonsense(&"an answer to nothing")),
+            },
+            Report::Opened { .. } | Report::Refused(_) => self.lose(nonsense(&"opened twice")),
+        }
+    }
+
+    fn on_done(&mut self, job: InFlight, outcome: Result<Answer, DeviceError>) {
+        self.pace.record(job.sent.elapsed(), job.round);
+        self.counters.service_nanos.store(u64::try_from(self.pace.service().as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        let Phase::Running(generation) = &mut self.phase else { return };
+        let lost = match outcome.and_then(|answer| job.request.verified(answer)) {
+            Ok(answer) => {
+                generation.right = true;
+                if matches!(answer, Answer::Sign(_)) {
+                    self.counters.signatures.fetch_add(1, Relaxed);
+                }
+                return job.request.answer(Ok(answer));
+            }
+            Err(error @ DeviceError::Away(_)) => {
+                retry(&mut self.queue, job.request, &error);
+                error
+            }
+            Err(error @ (DeviceError::Integrity(_) | DeviceError::PinRefused(_))) => {
+                job.request.answer(Err(error.clone()));
+                error
+            }
+            // A module may not see that a key has come back; a fresh one does.
+            Err(error @ DeviceError::Permanent(_)) if generation.started.elapsed() > jittered(RELOAD) => {
+                job.request.answer(Err(error.clone()));
+                error
+            }
+            Err(error) => return job.request.answer(Err(error)),
+        };
+        self.lose(lost);
+    }
+
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        match &mut self.phase {
+            Phase::Resting { until } if *until <= now => self.start(),
+            Phase::Latched { look, .. } if *look <= now => self.look_at_latch(),
+            Phase::Running(generation) => {
+                let opening = generation.workers == 0 && generation.started + self.config.call_limit <= now;
+                if opening || self.in_flight.values().any(|job| job.limit <= now) {
+                    let limit = self.config.call_limit;
+                    self.lose(DeviceError::Away(format!(
+                        "a call took longer than {limit:?}, so its process was ended"
+                    )));
+                }
+            }
+            _ => {}
+        }
+        self.wake = match &self.phase {
+            Phase::Resting { until } => *until,
+            Phase::Latched { look, .. } => *look,
+            Phase::Running(generation) if generation.workers == 0 => generation.started + self.config.call_limit,
+            Phase::Running(_) => self.in_flight.values().map(|job| job.limit).min().unwrap_or(now + FAR),
+        };
+    }
+
+    fn start(&mut self) {
+        let Ok(permit) = Arc::clone(&self.processes).try_acquire_owned() else {
+            return self.down(
+                DeviceError::Away("a killed device process has not ended: its device blocks it".to_owned()),
+                PROBE,
+            );
+        };
+        match DeviceProcess::start(&self.launcher, &self.config, permit) {
+            Ok(process) => {
+                self.counters.generations.fetch_add(1, Relaxed);
+                let generation = Generation { process, workers: 0, started: Instant::now(), right: false };
+                self.phase = Phase::Running(Box::new(generation));
+            }
+            Err(error) => self.down(error, PROBE),
+        }
+    }
+
+    fn look_at_latch(&mut self) {
+        let open = latch::check(&self.config.latch_file);
+        let Phase::Latched { seen_closed, look } = &mut self.phase else { return };
+        match open {
+            Ok(()) if *seen_closed => return self.start(),
+            Err(DeviceError::PinRefused(_)) => *seen_closed = true,
+            _ => {}
+        }
+        *look = Instant::now() + jittered(PROBE);
+    }
+
+    /// This generation is over, whatever it would still do.
+    fn lose(&mut self, error: DeviceError) {
+        let now = Instant::now();
+        let Phase::Running(generation) = std::mem::replace(&mut self.phase, Phase::Resting { until: now }) else {
+            return;
+        };
+        self.losses = if generation.right { 1 } else { self.losses + 1 };
+        for job in std::mem::take(&mut self.in_flight).into_values().rev() {
+            retry(&mut self.queue, job.request, &error);
+        }
+        let pause = match error {
+            DeviceError::Permanent(_) | DeviceError::Misconfigured(_) | DeviceError::Unsupported(_) => PROBE,
+            _ => SHORTEST_PAUSE.saturating_mul(1 << (self.losses - 1).min(8)).min(LONGEST_PAUSE),
+        };
+        if matches!(error, DeviceError::PinRefused(_)) {
+            self.down(error, pause);
+            self.phase = Phase::Latched { seen_closed: false, look: now };
+            self.wake = now;
+        } else if generation.workers == 0 || self.losses > 1 {
+            self.down(error, pause);
+        } else {
+            tracing::warn!(device = %self.config.name, "lost, opening it again: {error}");
+            self.publish(Health::Starting);
+            self.rest(pause);
+        }
+    }
+
+    /// Refuses what waits and what comes, until a process has opened the device.
+    fn down(&mut self, error: DeviceError, pause: Duration) {
+        while let Some(request) = self.queue.pop() {
+            request.answer(Err(error.clone()));
+        }
+        if *self.health.borrow() != Health::Down(error.clone()) {
+            tracing::error!(device = %self.config.name, "down: {error}");
+        }
+        self.publish(Health::Down(error));
+        self.rest(pause);
+    }
+
+    fn rest(&mut self, pause: Duration) {
+        let until = Instant::now() + jittered(pause);
+        self.phase = Phase::Resting { until };
+        self.wake = until;
+    }
+
+    fn publish(&self, health: Health) {
+        self.health.send_if_modified(|published| {
+            let changed = *published != health;
+            *published = health;
+            changed
+        });
+    }
+}
+
+impl Phase {
+    async fn receive(&mut self) -> io::Result<()> {
+        match self {
+            Self::Running(generation) => generation.process.receive().await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn workers(&self) -> usize {
+        match self {
+            Self::Running(generation) => generation.workers,
+            _ => 0,
+        }
+    }
+}
+
+/// Has a request sent once more to the next process, or answers it.
+fn retry(queue: &mut Queue, request: Request, error: &DeviceError) {
+    if request.sent < 2 && !matches!(error, DeviceError::PinRefused(_)) {
+        queue.push_front(request);
+    } else {
+        request.answer(Err(error.clone()));
+    }
+}
+
+fn overloaded(wait: Duration) -> DeviceError {
+    DeviceError::Overloaded { retry_after: wait.clamp(Duration::from_millis(10), Duration::from_secs(10)) }
+}
+
+fn ended(error: &io::Error) -> DeviceError {
+    DeviceError::Away(match error.kind() {
+        io::ErrorKind::UnexpectedEof => "its process ended".to_owned(),
+        _ => format!("the pipe to its process: {error}"),
+    })
+}
+
+fn nonsense(what: &dyn std::fmt::Display) -> DeviceError {
+    DeviceError::Away(format!("its process talks nonsense: {what}"))
+}
+
+/// Between 0.8 and 1.2 times a duration, so that many daemons don't come back at once.
+fn jittered(duration: Duration) -> Duration {
+    let mut random = [0];
+    // Without randomness there is no jitter, nothing worse.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    duration * (800 + u32::from(random[0]) * 400 / 255) / 1000
+}
+
+/// How many requests are taken from the channel at once.
+const BATCH: usize = 64;
+/// A process that claims more is not believed.
+const MOST_WORKERS: usize = 256;
+/// The pause before a lost process is followed by another: doubled while generations end without a right answer.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
+/// How often a device is tried that an operator must mend.
+const PROBE: Duration = Duration::from_secs(1);
+/// How old a process is before a missing key is reason enough for a fresh one.
+const RELOAD: Duration = Duration::from_secs(30);
+/// Nothing to wake up for.
+const FAR: Duration = Duration::from_secs(24 * 60 * 60);
