@@ -125,6 +125,9 @@ impl Dispatcher {
         if let Health::Down(error) = &*self.health.borrow() {
             return request.answer(Err(error.clone()));
         }
+        if self.queue.is_full() {
+            self.dispatch();
+        }
         let workers = self.phase.workers();
         let wait = self.pace.wait(self.queue.len() + self.in_flight.len(), workers);
         if workers > 0 && Instant::now() + wait > request.deadline {
@@ -291,9 +294,10 @@ impl Dispatcher {
             _ => SHORTEST_PAUSE.saturating_mul(1 << (self.losses - 1).min(8)).min(LONGEST_PAUSE),
         };
         if matches!(error, DeviceError::PinRefused(_)) {
-            self.down(error, pause);
-            self.phase = Phase::Latched { seen_closed: false, look: now };
-            self.wake = now;
+            // Looked at before anybody hears of the refusal and clears it.
+            let seen_closed = matches!(latch::check(&self.config.latch_file), Err(DeviceError::PinRefused(_)));
+            self.down(error, PROBE);
+            self.phase = Phase::Latched { seen_closed, look: self.wake };
         } else if generation.workers == 0 || self.losses > 1 {
             self.down(error, pause);
         } else {

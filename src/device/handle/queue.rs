@@ -68,13 +68,17 @@ impl Queue {
         self.waiting.len()
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= self.limit
+    }
+
     /// Adds a request, or gives it back where the queue is full of requests that somebody waits for.
     pub(super) fn push(&mut self, request: Request) -> Result<(), Request> {
-        if self.waiting.len() >= self.limit {
+        if self.is_full() {
             let now = Instant::now();
             self.waiting.retain(|request| request.is_wanted(now));
         }
-        if self.waiting.len() >= self.limit {
+        if self.is_full() {
             return Err(request);
         }
         self.waiting.push_back(request);
