@@ -285,7 +285,7 @@ pub fn init(config: &DeviceConfig, so_pin: Option<&Pin>) -> Result<Option<TpmPar
         #[cfg(feature = "pkcs11")]
         DeviceKind::Pkcs11(pkcs11) => {
             let so_pin = so_pin.ok_or_else(|| DeviceError::Misconfigured("no security officer's PIN".to_owned()))?;
-            pkcs11::init(config, pkcs11, so_pin).map(|()| None)
+            pkcs11::init(pkcs11, so_pin).map(|()| None)
         }
         #[cfg(feature = "tpm")]
         DeviceKind::Tpm(tpm) => tpm::init(config, tpm).map(Some),

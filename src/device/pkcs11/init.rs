@@ -4,13 +4,13 @@ use cryptoki::session::UserType;
 use cryptoki::types::AuthPin;
 
 use super::token::{self, Module, classified};
-use crate::device::{DeviceConfig, DeviceError, Pin, Pkcs11Config, TokenSelector};
+use crate::device::{DeviceError, Pin, Pkcs11Config, TokenSelector};
 
 /// Initialises a fresh token of the configured label, with the PIN of its pin_file.
 ///
 /// # Errors
 /// [`DeviceError`]; `Misconfigured` where a token of this label exists or no slot is free.
-pub fn init(_config: &DeviceConfig, pkcs11: &Pkcs11Config, so_pin: &Pin) -> Result<(), DeviceError> {
+pub fn init(pkcs11: &Pkcs11Config, so_pin: &Pin) -> Result<(), DeviceError> {
     let misconfigured = |what: String| Err(DeviceError::Misconfigured(what));
     let TokenSelector::Label(label) = &pkcs11.token else {
         return misconfigured("only a token that is configured by its label can be initialised".to_owned());
