@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use signet::device::{self, Device, DeviceConfig, DeviceError, NewKey, Pkcs11Config};
+use signet::device::{self, Device, DeviceConfig, DeviceError, NewKey, Pkcs11Config, TokenSelector};
 use signet::key::{Algorithm, Digest, Hash, KeyLocator, PublicKey, Signature};
 
 use crate::support::modules::Shim;
@@ -32,6 +32,25 @@ fn a_locked_pin_is_not_tried() {
         // It was not refused, so nothing is latched: once it is unlocked, it opens.
         shim.tell("");
         assert!(device::open(&shim.config()).is_ok());
+    });
+}
+
+#[test]
+fn no_token_is_initialised_where_no_slot_is_free_or_the_pin_is_too_short() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let short = token.directory.join("short");
+    fs::write(&short, "123").unwrap();
+    token.child(&shim.environment(), || {
+        let so_pin = device::Pin::read(&token.directory.join("so-pin")).unwrap();
+        let fresh = Pkcs11Config { token: TokenSelector::Label("fresh".to_owned()), ..shim.pkcs11() };
+        let too_short = Pkcs11Config { pin_file: Some(short), ..fresh.clone() };
+        for (fault, pkcs11, expected) in [("full", fresh, "no slot"), ("", too_short, "3 bytes")] {
+            shim.tell(fault);
+            let refused = device::init(&token.config_with(pkcs11), Some(&so_pin));
+            let Err(DeviceError::Misconfigured(why)) = refused else { panic!("{refused:?}") };
+            assert!(why.contains(expected), "{why}");
+        }
     });
 }
 

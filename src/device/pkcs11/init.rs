@@ -1,6 +1,8 @@
 //! Making the token itself.
 
+use cryptoki::error::Error;
 use cryptoki::session::UserType;
+use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
 
 use super::token::{self, Module, classified};
@@ -26,29 +28,47 @@ pub fn init(pkcs11: &Pkcs11Config, so_pin: &Pin) -> Result<(), DeviceError> {
     if token::tokens(&module)?.iter().any(|(_, info)| info.label() == label) {
         return misconfigured(format!("a token labelled {label:?} exists already; it was left as it is"));
     }
+    let (slot, info) = free_slot(&module)?;
+    // Some modules say that the longest PIN has no characters at all.
+    let longest = Some(info.max_pin_length()).filter(|longest| *longest > 0).unwrap_or(usize::MAX);
+    let length = pin.expose().len();
+    if length < info.min_pin_length() || length > longest {
+        return misconfigured(format!(
+            "the PIN in {} has {length} bytes; the token takes {} to {}",
+            pin_file.display(),
+            info.min_pin_length(),
+            if longest == usize::MAX { "any number".to_owned() } else { longest.to_string() }
+        ));
+    }
+    let (pin, so_pin) = (text_pin(&pin, "PIN")?, text_pin(so_pin, "security officer's PIN")?);
+    module.client.init_token(slot, &so_pin, label).map_err(classified)?;
+    set_pin(&module, slot, &so_pin, &pin).map_err(|error| {
+        DeviceError::Misconfigured(format!(
+            "the token {label:?} was made, but its user PIN could not be set: {}; set it with `pkcs11-tool --init-pin`",
+            classified(error)
+        ))
+    })
+}
+
+fn free_slot(module: &Module) -> Result<(Slot, TokenInfo), DeviceError> {
     let slots = module.client.get_slots_with_token().map_err(classified)?;
     let free = slots.into_iter().find_map(|slot| {
         let info = module.client.get_token_info(slot).ok()?;
         (!info.token_initialized()).then_some((slot, info))
     });
-    let Some((slot, info)) = free else {
-        return misconfigured(format!(
+    free.ok_or_else(|| {
+        DeviceError::Misconfigured(format!(
             "no slot of {} is free: each holds an initialised token; use one of those, or set one up with its maker's tools",
             module.path.display()
-        ));
-    };
-    let (shortest, longest) = (info.min_pin_length(), info.max_pin_length());
-    let length = pin.expose().len();
-    // Some modules say that the longest PIN has no characters at all.
-    if length < shortest || (longest > 0 && length > longest) {
-        return misconfigured(format!("the PIN in {} has not {shortest} to {longest} bytes", pin_file.display()));
-    }
-    let (pin, so_pin) = (text_pin(&pin, "PIN")?, text_pin(so_pin, "security officer's PIN")?);
-    module.client.init_token(slot, &so_pin, label).map_err(classified)?;
-    let session = module.client.open_rw_session(slot).map_err(classified)?;
-    session.login(UserType::So, Some(&so_pin)).map_err(classified)?;
-    session.init_pin(&pin).map_err(classified)?;
-    session.logout().map_err(classified)
+        ))
+    })
+}
+
+fn set_pin(module: &Module, slot: Slot, so_pin: &AuthPin, pin: &AuthPin) -> Result<(), Error> {
+    let session = module.client.open_rw_session(slot)?;
+    session.login(UserType::So, Some(so_pin))?;
+    session.init_pin(pin)?;
+    session.logout()
 }
 
 fn text_pin(pin: &Pin, what: &str) -> Result<AuthPin, DeviceError> {

@@ -1,6 +1,8 @@
 /* A PKCS#11 module that passes every call on to another (SHIM_MODULE) and misbehaves as a file says (SHIM_CONTROL):
  *
- *   final-try | locked | one-session   C_GetTokenInfo says so; with one-session, C_OpenSession keeps to it
+ *   final-try | locked | full | one-session
+ *                                      C_GetTokenInfo says so (full: of every slot that its token is initialised); with
+ *                                      one-session, C_OpenSession keeps to it
  *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
  *   flip                               C_Sign flips a bit of the signature
  *   hang | crash                       C_Sign does
@@ -37,6 +39,7 @@ static ulong_t get_token_info(ulong_t slot, struct token_info *info) {
     ulong_t rv = ((ulong_t (*)(ulong_t, struct token_info *))real.function[GET_TOKEN_INFO])(slot, info);
     if (told("final-try", NULL)) info->flags |= 0x20000;
     if (told("locked", NULL)) info->flags |= 0x40000;
+    if (told("full", NULL)) info->flags |= 0x400;
     if (told("one-session", NULL)) info->max_sessions = 1;
     return rv;
 }
