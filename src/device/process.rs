@@ -210,3 +210,64 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// How often a passing condition is tried again, and after what pause.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
+
+    /// Answers in turn what it was given, and counts.
+    struct Scripted {
+        answers: Vec<DeviceError>,
+        calls: usize,
+    }
+
+    impl Device for Scripted {
+        fn public_key(&mut self, _key: &KeyLocator) -> Result<PublicKey, DeviceError> {
+            unreachable!()
+        }
+
+        fn sign(&mut self, _: &KeyLocator, _: Algorithm, _: &Digest) -> Result<Signature, DeviceError> {
+            self.calls += 1;
+            self.answers.pop().map_or_else(|| Ok(Signature::from_bytes(vec![1])), Err)
+        }
+    }
+
+    fn shared() -> Shared {
+        let (jobs, replies, refused) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        Shared { jobs, arrived: Condvar::new(), replies, socket: UnixStream::pair().unwrap().0, refused }
+    }
+
+    fn perform(shared: &Shared, device: &mut Scripted, patience: Duration) -> Result<(), DeviceError> {
+        let work = Work::Sign { algorithm: Algorithm::Rs256, digest: Digest::Sha256([0; 32]) };
+        let job = Job { id: 1, remaining: patience, locator: KeyLocator::Handle(1), work };
+        shared.perform(device, &job, Instant::now() + patience).map(drop)
+    }
+
+    #[test]
+    fn what_is_late_already_never_touches_the_device() {
+        let mut device = Scripted { answers: Vec::new(), calls: 0 };
+        assert_eq!(perform(&shared(), &mut device, Duration::ZERO), Err(DeviceError::Late));
+        assert_eq!(device.calls, 0);
+    }
+
+    #[test]
+    fn a_passing_condition_is_not_retried_beyond_the_deadline() {
+        let mut device = Scripted { answers: vec![DeviceError::Transient(String::new()); 9], calls: 0 };
+        assert_eq!(perform(&shared(), &mut device, PAUSE / 2), Err(DeviceError::Late));
+        assert_eq!(device.calls, 1);
+    }
+
+    #[test]
+    fn after_a_refused_pin_no_worker_touches_the_device() {
+        let refused = DeviceError::PinRefused("no".to_owned());
+        let mut first = Scripted { answers: vec![refused.clone()], calls: 0 };
+        let mut second = Scripted { answers: Vec::new(), calls: 0 };
+        let shared = shared();
+        let patience = Duration::from_secs(9);
+        assert_eq!(perform(&shared, &mut first, patience), Err(refused.clone()));
+        assert_eq!(perform(&shared, &mut first, patience), Err(refused.clone()));
+        assert_eq!(perform(&shared, &mut second, patience), Err(refused));
+        assert_eq!((first.calls, second.calls), (1, 0));
+    }
+}

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use signet::device::{Device, DeviceError};
 use signet::key::{Algorithm, Digest, Hash, KeyLocator, KeyType, PublicKey};
 
+use crate::support::fake::{Fake, locator};
+
 /// Holds a device to what the rest of Signet relies on. `keys` are in it, by what was recorded of them; `unknown` is not.
 pub(crate) fn contract(device: &mut dyn Device, keys: &[(KeyLocator, PublicKey)], unknown: &KeyLocator) {
     for (locator, recorded) in keys {
@@ -18,6 +20,14 @@ pub(crate) fn contract(device: &mut dyn Device, keys: &[(KeyLocator, PublicKey)]
     for (locator, recorded) in keys {
         signs(device, locator, recorded, recorded.key_type().default_algorithm(), b"after all");
     }
+}
+
+#[test]
+fn the_fake_is_a_device() {
+    let fake = Fake::new();
+    let mut device = fake.device();
+    let keys = ["rsa", "ec"].map(|name| (locator(name), device.public_key(&locator(name)).unwrap()));
+    contract(&mut device, &keys, &locator("missing"));
 }
 
 fn signs_what_it_can(device: &mut dyn Device, locator: &KeyLocator, recorded: &PublicKey) {

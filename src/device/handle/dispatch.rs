@@ -185,7 +185,6 @@ impl Dispatcher {
             Report::Opened { workers } if generation.workers == 0 => {
                 generation.workers = usize::try_from(workers).unwrap_or(usize::MAX).clamp(1, MOST_WORKERS);
                 self.wake = Instant::now() + FAR;
-                tracing::info!(device = %self.config.name, workers, "open");
                 self.publish(Health::Ready);
             }
             Report::Refused(error) if generation.workers == 0 => self.lose(error),
@@ -286,6 +285,10 @@ impl Dispatcher {
             return;
         };
         self.losses = if generation.right { 1 } else { self.losses + 1 };
+        // Once for each process that had worked; what it is now is for whoever follows the health to tell.
+        if generation.workers > 0 {
+            tracing::warn!(device = %self.config.name, "lost a device process: {error}");
+        }
         for job in std::mem::take(&mut self.in_flight).into_values().rev() {
             retry(&mut self.queue, job.request, &error);
         }
@@ -301,7 +304,6 @@ impl Dispatcher {
         } else if generation.workers == 0 || self.losses > 1 {
             self.down(error, pause);
         } else {
-            tracing::warn!(device = %self.config.name, "lost, opening it again: {error}");
             self.publish(Health::Starting);
             self.rest(pause);
         }
@@ -311,9 +313,6 @@ impl Dispatcher {
     fn down(&mut self, error: DeviceError, pause: Duration) {
         while let Some(request) = self.queue.pop() {
             request.answer(Err(error.clone()));
-        }
-        if *self.health.borrow() != Health::Down(error.clone()) {
-            tracing::error!(device = %self.config.name, "down: {error}");
         }
         self.publish(Health::Down(error));
         self.rest(pause);

@@ -79,6 +79,11 @@ impl Fake {
         config
     }
 
+    /// The device itself, in this process.
+    pub(crate) fn device(&self) -> FakeDevice {
+        FakeDevice { folder: self.folder.path().to_owned() }
+    }
+
     /// Starts a handle with [`Self::config`].
     pub(crate) fn start(&self) -> Handle {
         Handle::start(self.config(), launcher())
