@@ -6,6 +6,7 @@ pub(crate) mod keys;
 pub(crate) mod modules;
 pub(crate) mod softhsm;
 pub(crate) mod swtpm;
+pub(crate) mod tpm_proxy;
 
 use std::io::Write as _;
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use signet::device::{DeviceConfig, DeviceKind, TpmConfig, TpmSession, tpm};
 use tempfile::TempDir;
 
+use super::skip;
+
 /// A running swtpm; it ends with this value.
 pub(crate) struct SwTpm {
     state: TempDir,
@@ -18,8 +20,7 @@ impl SwTpm {
     /// Starts a fresh TPM. None where swtpm is not installed: then the test can't run, and in CI that is a failure.
     pub(crate) fn start() -> Option<Self> {
         if Command::new("swtpm").arg("--version").stdout(Stdio::null()).status().is_err() {
-            assert!(std::env::var_os("CI").is_none(), "swtpm is not installed");
-            eprintln!("SKIPPED: swtpm is not installed (apt install swtpm)");
+            skip("swtpm", "swtpm");
             return None;
         }
         for _ in 0..20 {
@@ -35,6 +36,11 @@ impl SwTpm {
     /// The TCTI string that reaches it.
     pub(crate) fn tcti(&self) -> String {
         tcti(self.port)
+    }
+
+    /// Its data port; the control port is the next.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Ends it as a power cut would.
@@ -108,8 +114,7 @@ pub(crate) fn free_pair() -> u16 {
 
 /// A TPM device's configuration, with its files in a folder of the test's.
 pub(crate) struct TpmSettings {
-    #[expect(dead_code, reason = "dropping it removes the files")]
-    folder: TempDir,
+    pub(crate) folder: TempDir,
     pub(crate) device: DeviceConfig,
     pub(crate) tpm: TpmConfig,
 }
