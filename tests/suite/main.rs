@@ -25,3 +25,4 @@ mod pkcs11_faults;
 mod secrets;
 mod signetctl;
 mod tpm;
+mod tss2;
