@@ -61,7 +61,8 @@ fn unreachable_socket(socket: &Path, error: &(dyn std::error::Error + 'static)) 
     Failure::with(Exit::Unavailable, what).hint(hint)
 }
 
-fn explained(status: &Status, socket: &Path) -> Failure {
+/// What a status of the daemon's means for a person.
+pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
     let details = status.get_error_details();
     let reason = details.error_info().map_or("", |info| info.reason.as_str());
     let retry = details.retry_info().and_then(|info| info.retry_delay);

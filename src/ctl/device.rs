@@ -178,7 +178,8 @@ pub(crate) fn place(device: &DeviceConfig) -> (&'static str, String) {
     }
 }
 
-fn state(device: &DeviceConfig) -> &'static str {
+/// What is known of a device without opening it.
+pub(crate) fn state(device: &DeviceConfig) -> &'static str {
     let pinned = !matches!(&device.kind, DeviceKind::Tpm(tpm) if tpm.parent.is_none());
     match latch::check(&device.latch_file) {
         Err(DeviceError::PinRefused(_)) => "PIN refused: signetctl device unlatch",

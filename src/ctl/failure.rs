@@ -75,6 +75,11 @@ impl Failure {
         self
     }
 
+    /// What to do about it.
+    pub(crate) fn remedy(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+
     /// Tells it on standard error.
     pub(crate) fn report(&self) -> ExitCode {
         use std::io::Write as _;
@@ -86,6 +91,12 @@ impl Failure {
             let _ = writeln!(stderr, "  {cyan}try:{cyan:#} {}", Printable(remedy));
         }
         ExitCode::from(self.exit as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
     }
 }
 

@@ -7,15 +7,19 @@ mod audit;
 mod client;
 mod config;
 mod device;
+mod doctor;
 mod failure;
 mod import;
 mod init;
 mod interrupt;
 mod key;
 mod policy;
+mod publish;
 mod rsa;
 mod shell;
 mod sign;
+mod status;
+mod verify;
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -54,6 +58,10 @@ fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Mint(options) => sign::mint(options, global),
         Command::IdToken(options) => sign::id_token(options, global),
         Command::Certificates(options) => sign::certificates(options, global),
+        Command::Verify(options) => verify::run(options, global),
+        Command::Publish(options) => publish::run(options, global),
+        Command::Status => status::run(global),
+        Command::Doctor(options) => doctor::run(options, global),
         Command::Config { command } => config::run(command, global),
         Command::Policy { command } => policy::run(command, global),
         Command::Audit { command } => audit::run(command, global),
@@ -150,6 +158,14 @@ enum Command {
     Mint(sign::MintOptions),
     IdToken(sign::IdTokenOptions),
     Certificates(sign::CertificatesOptions),
+    Verify(verify::Options),
+    Publish(publish::Options),
+    /// Show how the daemon, the devices and the keys are
+    ///
+    /// Exit code 4 where the daemon can't sign.
+    #[command(after_help = "Example:\n  signetctl status --json | jq .healthy")]
+    Status,
+    Doctor(doctor::Options),
     /// Check the configuration
     Config {
         #[command(subcommand)]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, ValueEnum};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::failure::Failure;
 use super::{Global, client, date, print, read};
@@ -179,36 +179,56 @@ pub(crate) fn id_token(options: IdTokenOptions, global: &Global) -> Result<(), F
 }
 
 pub(crate) fn certificates(options: CertificatesOptions, global: &Global) -> Result<(), Failure> {
-    let request = proto::GetPublicCertificatesRequest { account: email(options.account) };
-    let response = client::call(global, |mut client| async move { client.get_public_certificates(request).await })?;
+    let published = published(global, &email(options.account))?;
     let document = match options.format {
-        Format::Jwks => response.jwks,
-        Format::X509 => {
-            let map: Map<String, Value> =
-                response.certificates.into_iter().map(|key| (key.key_id, key.x509_pem.into())).collect();
-            serde_json::to_string_pretty(&map).map_err(Failure::new)?
-        }
-        Format::Raw => raw(&response.certificates)?,
+        Format::X509 => published.x509()?,
+        Format::Jwks => published.jwks,
+        Format::Raw => published.raw()?,
     };
     print(document.as_bytes())
 }
 
-fn raw(certificates: &[proto::PublicCertificate]) -> Result<String, Failure> {
-    let parse = |key: &proto::PublicCertificate| -> Result<(key::KeyId, PublicKey), Failure> {
-        Ok((key.key_id.parse()?, certificate::public_key(&key.x509_pem).map_err(Failure::new)?))
-    };
-    let keys = certificates.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-    let published: Vec<_> = keys
-        .iter()
-        .zip(certificates)
-        .map(|((kid, public_key), wire)| jwk::PublishedKey {
-            kid,
-            algorithm: public_key.key_type().default_algorithm(),
-            public_key,
-            certificate: &wire.x509_pem,
-        })
-        .collect();
-    Ok(jwk::raw(&published))
+/// What the daemon publishes of an account; an empty email is the default account's.
+pub(crate) fn published(global: &Global, account: &str) -> Result<Published, Failure> {
+    let request = proto::GetPublicCertificatesRequest { account: account.to_owned() };
+    let response = client::call(global, |mut client| async move { client.get_public_certificates(request).await })?;
+    Ok(Published { certificates: response.certificates, jwks: response.jwks })
+}
+
+/// An account's published keys, and the documents made of them.
+pub(crate) struct Published {
+    certificates: Vec<proto::PublicCertificate>,
+    pub(crate) jwks: String,
+}
+
+impl Published {
+    pub(crate) fn x509(&self) -> Result<String, Failure> {
+        self.document(jwk::x509_map)
+    }
+
+    pub(crate) fn raw(&self) -> Result<String, Failure> {
+        self.document(jwk::raw)
+    }
+
+    /// A key without a certificate stands in the JWKS alone.
+    fn document(&self, form: fn(&[jwk::PublishedKey<'_>]) -> String) -> Result<String, Failure> {
+        let certified: Vec<_> = self.certificates.iter().filter(|key| !key.x509_pem.is_empty()).collect();
+        let parse = |key: &&proto::PublicCertificate| -> Result<(key::KeyId, PublicKey), Failure> {
+            Ok((key.key_id.parse()?, certificate::public_key(&key.x509_pem).map_err(Failure::new)?))
+        };
+        let keys = certified.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let published: Vec<_> = keys
+            .iter()
+            .zip(certified)
+            .map(|((kid, public_key), wire)| jwk::PublishedKey {
+                kid,
+                algorithm: public_key.key_type().default_algorithm(),
+                public_key,
+                certificate: &wire.x509_pem,
+            })
+            .collect();
+        Ok(form(&published))
+    }
 }
 
 fn email(account: Option<AccountEmail>) -> String {

@@ -13,6 +13,7 @@ use clap::{Args, Subcommand};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+pub(super) use self::manage::expiry;
 use super::Global;
 use super::failure::Failure;
 use crate::access::AccountEmail;
@@ -179,7 +180,7 @@ fn private_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn certificate_path(config: &Config, kid: &KeyId) -> PathBuf {
+pub(super) fn certificate_path(config: &Config, kid: &KeyId) -> PathBuf {
     config.state_dir.join("certificates").join(format!("{kid}.pem"))
 }
 

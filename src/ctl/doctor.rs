@@ -1,0 +1,291 @@
+//! `signetctl doctor`: everything that would keep Signet from working, and how to mend it.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use nix::unistd::{Gid, Group, User, getgroups, getuid};
+use serde::{Deserialize, Serialize};
+
+use super::failure::Failure;
+use super::{Global, device, status};
+use crate::config::Config;
+use crate::device::{DeviceConfig, DeviceKind};
+use crate::jwt::certificate;
+use crate::key::KeyId;
+use crate::keyring::{KeyState, Keyring};
+
+/// Look for everything that would keep Signet from working, and say how to mend it
+///
+/// Run it as the user of signetd, or as root. It changes nothing; it logs in to each device once, unless its PIN was refused
+/// before. Exit code 1 where something must be mended.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  sudo -u signet signetctl doctor")]
+pub(crate) struct Options {
+    /// Only this device and its keys
+    #[arg(long, value_name = "NAME")]
+    device: Option<KeyId>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Deserialize, Serialize)]
+struct Finding {
+    ok: bool,
+    what: String,
+    #[serde(rename = "try")]
+    remedy: Option<String>,
+}
+
+impl Finding {
+    fn good(what: impl ToString) -> Self {
+        Self { ok: true, what: what.to_string(), remedy: None }
+    }
+
+    fn bad(what: impl ToString, remedy: impl ToString) -> Self {
+        Self { ok: false, what: what.to_string(), remedy: Some(remedy.to_string()) }
+    }
+
+    fn failed(failure: &Failure) -> Self {
+        Self { ok: false, what: failure.to_string(), remedy: failure.remedy().map(str::to_owned) }
+    }
+}
+
+pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
+    let findings = match (global.load(), options.device) {
+        (Err(failure), _) => vec![Finding::failed(&failure)],
+        (Ok(config), Some(name)) => of_device(global, &config, &name)?,
+        (Ok(config), None) => of_everything(global, &config),
+    };
+    let ill = findings.iter().filter(|finding| !finding.ok).count();
+    let line = |finding: &Finding| match &finding.remedy {
+        None => format!("ok    {}", finding.what),
+        Some(remedy) => format!("MEND  {}\n      try: {remedy}", finding.what),
+    };
+    global.show(&findings, findings.iter().map(line).collect::<Vec<_>>().join("\n"))?;
+    match ill {
+        0 => Ok(()),
+        1 => Err(Failure::new("one thing must be mended")),
+        _ => Err(Failure::new(format!("{ill} things must be mended"))),
+    }
+}
+
+fn of_everything(global: &Global, config: &Config) -> Vec<Finding> {
+    let mut findings = vec![Finding::good(format!("configuration {}", config.path.display()))];
+    findings.extend(of_state(config));
+    for device in &config.devices {
+        findings.extend(of_tpm_access(device));
+        // A process of its own: each module may want another environment, and a module that crashes takes only that with it.
+        findings.extend(in_process(global, &device.name));
+    }
+    findings.extend(of_keyring(config));
+    findings.extend(of_policy(config));
+    findings.extend(of_socket(&global.socket().unwrap_or_else(|_| config.listen.grpc.clone())));
+    findings
+}
+
+fn in_process(global: &Global, device: &KeyId) -> Vec<Finding> {
+    let run = || -> Result<Vec<Finding>, String> {
+        let program = env::current_exe().map_err(|error| error.to_string())?;
+        let output = Command::new(program)
+            .arg("--config")
+            .arg(&global.config)
+            .args(["--json", "doctor", "--device", device.as_str()])
+            .output()
+            .map_err(|error| error.to_string())?;
+        serde_json::from_slice(&output.stdout).map_err(|_no_json| {
+            format!("looking at it ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())
+        })
+    };
+    run().unwrap_or_else(|what| {
+        vec![Finding::bad(format!("device {device}: {what}"), "whether its PKCS#11 module works with another program")]
+    })
+}
+
+fn of_state(config: &Config) -> Vec<Finding> {
+    let path = config.state_dir.display();
+    let Ok(metadata) = fs::metadata(&config.state_dir) else {
+        return vec![Finding::bad(
+            format!("there is no state folder {path}, or it can't be reached"),
+            format!("signetctl device init makes it; or install -d -m 0700 -o signet {path}"),
+        )];
+    };
+    let us = getuid();
+    let owner = User::from_uid(metadata.uid().into())
+        .ok()
+        .flatten()
+        .map_or_else(|| metadata.uid().to_string(), |user| user.name);
+    if metadata.mode() & 0o077 != 0 {
+        let what = format!("others may look into the state folder {path} (mode {:04o})", metadata.mode() & 0o7777);
+        return vec![Finding::bad(what, format!("chmod 0700 {path}"))];
+    }
+    if metadata.uid() != us.as_raw() {
+        let what = format!(
+            "the state folder {path} belongs to {owner}, and you are another user: files made now are not {owner}'s"
+        );
+        return vec![Finding::bad(what, format!("sudo -u {owner} signetctl ..."))];
+    }
+    vec![Finding::good(format!("state folder {path} of {owner}"))]
+}
+
+/// Whether we may use the kernel's TPM devices, for a TPM that is reached by them.
+fn of_tpm_access(device: &DeviceConfig) -> Vec<Finding> {
+    let DeviceKind::Tpm(tpm) = &device.kind else { return Vec::new() };
+    let path = tpm.tcti.strip_prefix("device:").unwrap_or(&tpm.tcti);
+    if path != "device" && !path.starts_with("/dev/") {
+        return Vec::new();
+    }
+    let present = tpm_devices();
+    let names = present.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    if present.is_empty() {
+        return vec![Finding::bad(
+            format!("device {}: this machine has no /dev/tpm*", device.name),
+            "switch the TPM on in the firmware's setup",
+        )];
+    }
+    let path = if path == "device" { present.first().cloned().unwrap_or_default() } else { PathBuf::from(path) };
+    let name = &device.name;
+    match File::options().read(true).write(true).open(&path) {
+        Ok(_) => vec![Finding::good(format!("device {name}: {} may be used (present: {names})", path.display()))],
+        // The direct device may be opened once: busy is what it is while somebody uses it.
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+            vec![Finding::good(format!("device {name}: {} is in use", path.display()))]
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let what = format!("device {name}: there is no {}; present are {names}", path.display());
+            vec![Finding::bad(what, "tcti = \"device\", which finds the only TPM under any number")]
+        }
+        Err(error) => {
+            let group = Group::from_name("tss").ok().flatten();
+            let member = |group: &Group| getgroups().is_ok_and(|groups: Vec<Gid>| groups.contains(&group.gid));
+            let remedy = match &group {
+                Some(group) if !member(group) => {
+                    "be in the group tss: usermod -a -G tss USER, and log in again".to_owned()
+                }
+                _ => format!("look at ls -l {}", path.display()),
+            };
+            vec![Finding::bad(format!("device {name}: {}: {error}", path.display()), remedy)]
+        }
+    }
+}
+
+fn tpm_devices() -> Vec<PathBuf> {
+    let entries = fs::read_dir("/dev").into_iter().flatten().flatten();
+    let is_tpm = |name: &str| {
+        name.strip_prefix("tpmrm")
+            .or_else(|| name.strip_prefix("tpm"))
+            .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let mut paths: Vec<_> =
+        entries.filter(|entry| entry.file_name().to_str().is_some_and(is_tpm)).map(|entry| entry.path()).collect();
+    // tpmrm0 stands before tpm0: it is the one to use.
+    paths.sort_by(|a, b| b.cmp(a));
+    paths
+}
+
+/// Opens a device, and compares the keys in it with the keyring.
+fn of_device(global: &Global, config: &Config, name: &KeyId) -> Result<Vec<Finding>, Failure> {
+    let configured = device::prepare(global, config, name)?;
+    if let (DeviceKind::Tpm(_), Ok(_)) = (&configured.kind, status::daemon(&config.listen.grpc)) {
+        // Without a resource manager, two that use one TPM throw out each other's keys.
+        return Ok(vec![Finding::good(format!("device {name}: in the hands of signetd, and left alone"))]);
+    }
+    let mut opened = match device::open(global, config, name, None) {
+        Ok(opened) => opened,
+        Err(failure) => return Ok(vec![Finding::failed(&failure.context(format!("device {name}")))]),
+    };
+    let mut findings = vec![Finding::good(format!("device {name}: open"))];
+    for key in Keyring::load(&config.state_dir)?.keys.iter().filter(|key| key.device == *name) {
+        let kid = &key.kid;
+        findings.push(match opened.public_key(&key.locator) {
+            Ok(public_key) if public_key == key.public_key => Finding::good(format!("key {kid}: in {name}")),
+            Ok(_) => Finding::bad(
+                format!("key {kid}: {name} holds another key in its place"),
+                "find the right token or TPM; never change the keyring to match",
+            ),
+            Err(error) => Finding::bad(
+                format!("key {kid}: {error}"),
+                format!("find the right token or TPM; or signetctl key delete {kid}"),
+            ),
+        });
+    }
+    Ok(findings)
+}
+
+fn of_keyring(config: &Config) -> Vec<Finding> {
+    let keyring = match Keyring::load(&config.state_dir) {
+        Ok(keyring) => keyring,
+        Err(error) => return vec![Finding::failed(&error.into())],
+    };
+    let mut findings = Vec::new();
+    for key in &keyring.keys {
+        let kid = &key.kid;
+        if config.device(&key.device).is_none() {
+            findings.push(Finding::bad(
+                format!("key {kid}: its device {} is not configured", key.device),
+                format!("add it to {}", config.path.display()),
+            ));
+        }
+        if !config.accounts.iter().any(|account| account.email == key.account) {
+            findings.push(Finding::bad(
+                format!("key {kid}: its account {} is not configured", key.account),
+                format!("add it to {}", config.path.display()),
+            ));
+        }
+        let pem = fs::read_to_string(super::key::certificate_path(config, kid)).ok();
+        let certified = pem.as_deref().and_then(|pem| certificate::public_key(pem).ok());
+        let issue = format!("signetctl key certificate {kid}; then upload it to Google again");
+        if certified.as_ref() != Some(&key.public_key) {
+            findings.push(Finding::bad(format!("key {kid}: its certificate is missing, or is another key's"), issue));
+        } else if key.state != KeyState::Retired && status::expiry(config, kid).1 {
+            findings.push(Finding::bad(
+                format!("key {kid}: its certificate ends at {}", status::expiry(config, kid).0),
+                issue,
+            ));
+        }
+    }
+    for account in &config.accounts {
+        if keyring.active(&account.email).is_empty() {
+            findings.push(Finding::bad(
+                format!("account {}: no active key", account.email),
+                "signetctl key generate, or key activate",
+            ));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::good(format!("keyring of {} keys, with their certificates", keyring.keys.len())));
+    }
+    findings
+}
+
+fn of_policy(config: &Config) -> Vec<Finding> {
+    let rules = config.policy.rules();
+    let unused =
+        config.accounts.iter().filter(|account| !rules.iter().any(|rule| rule.accounts.contains(&account.email)));
+    let mut findings: Vec<_> = unused
+        .map(|account| {
+            Finding::bad(
+                format!("account {}: no rule lets anybody use it", account.email),
+                format!("add an [[allow]] to {}", config.path.display()),
+            )
+        })
+        .collect();
+    if findings.is_empty() {
+        findings.push(Finding::good(format!("{} rules", rules.len())));
+    }
+    findings
+}
+
+fn of_socket(socket: &Path) -> Vec<Finding> {
+    match status::daemon(socket) {
+        Ok(true) => vec![Finding::good(format!("signetd serves at {}", socket.display()))],
+        Ok(false) => vec![Finding::bad(
+            format!("signetd is up at {}, but no account can sign", socket.display()),
+            "mend what stands above; its log tells more (journalctl -u signetd)",
+        )],
+        Err(failure) => vec![Finding::failed(&failure)],
+    }
+}

@@ -1,0 +1,82 @@
+//! `signetctl publish`: public keys as files, for a web server or a bucket.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::failure::Failure;
+use super::{Global, sign};
+use crate::access::AccountEmail;
+use crate::file;
+
+/// Write the public keys of every account as static files, for a web server or a bucket
+///
+/// For each account a folder EMAIL with x509.json (a map from key id to certificate), jwks.json (RFC 7517) and raw.json; with
+/// --url also .well-known/openid-configuration. The keys are those that the daemon publishes now: run it again after every
+/// change, well before a new key is activated. Each file is replaced as a whole.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  signetctl publish /var/www/keys --url https://keys.example.com")]
+pub(crate) struct Options {
+    /// The folder; it is made where it is not there
+    directory: PathBuf,
+    /// Only this account; by default every one of the configuration
+    #[arg(long, value_name = "EMAIL")]
+    account: Option<AccountEmail>,
+    /// Where the folder will be found on the web: what the discovery document says
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+}
+
+pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
+    let accounts = match options.account {
+        Some(account) => vec![account],
+        None => global.load()?.accounts.into_iter().map(|account| account.email).collect(),
+    };
+    let mut written = Vec::new();
+    for account in accounts {
+        let published = sign::published(global, account.as_str())?;
+        let folder = options.directory.join(account.as_str());
+        let mut documents = vec![
+            ("x509.json", published.x509()?),
+            ("jwks.json", published.jwks.clone()),
+            ("raw.json", published.raw()?),
+        ];
+        if let Some(url) = &options.url {
+            documents.push((".well-known/openid-configuration", discovery(&account, url, &published.jwks)?));
+        }
+        for (name, document) in documents {
+            let path = folder.join(name);
+            write(&path, &document).map_err(|error| {
+                Failure::new(format!("{}: {error}", path.display()))
+                    .hint("check the folder's owner and the space on its disk")
+            })?;
+            written.push(path.display().to_string());
+        }
+    }
+    global.show(&json!({ "written": written }), written.join("\n"))
+}
+
+/// OpenID Connect Discovery 1.0, 3: what a verifier of our ID tokens looks up. Their `iss` is the account's email.
+fn discovery(account: &AccountEmail, url: &str, jwks: &str) -> Result<String, Failure> {
+    let jwks: serde_json::Value = serde_json::from_str(jwks).map_err(Failure::new)?;
+    let keys = jwks.get("keys").and_then(|keys| keys.as_array()).map(Vec::as_slice).unwrap_or_default();
+    let algorithms: BTreeSet<_> = keys.iter().filter_map(|key| key.get("alg")?.as_str()).collect();
+    let document = json!({
+        "issuer": account,
+        "jwks_uri": format!("{}/{account}/jwks.json", url.trim_end_matches('/')),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": algorithms,
+    });
+    serde_json::to_string_pretty(&document).map_err(Failure::new)
+}
+
+fn write(path: &Path, document: &str) -> std::io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+    file::replace_as(0o644, path, document.as_bytes())
+}
