@@ -1,0 +1,101 @@
+//! The daemon, and clients of it over gRPC: the real program, its policy, its audit log.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use signet::proto::SignBlobRequest;
+use signet::proto::sign_blob_request::Input;
+use signet::proto::signer_client::SignerClient;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::slice::{Load, Slice};
+use crate::stand::{Device, Running};
+
+/// A running daemon and a connection for each client.
+pub(crate) struct Daemon {
+    process: Running,
+    clients: Vec<SignerClient<Channel>>,
+}
+
+impl Daemon {
+    pub(crate) fn start(device: &Device) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_signetd"));
+        command.arg("--config").arg(device.config()).args(["--log", "warn"]);
+        let process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+        let endpoint = Endpoint::from_shared(format!("unix://{}", device.socket().display())).unwrap();
+        let clients = (0..MOST_CLIENTS).map(|_| SignerClient::new(endpoint.connect_lazy())).collect();
+        Self { process, clients }
+    }
+
+    /// Waits for the first signature.
+    pub(crate) async fn sign(&self) {
+        let patience = Instant::now() + Duration::from_secs(20);
+        let mut client = self.clients[0].clone();
+        while let Err(status) = client.sign_blob(request(0)).await {
+            assert!(Instant::now() < patience, "{status}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Has each client sign for a slice, one request after the other.
+    pub(crate) async fn run(&self, load: &Load) -> Slice {
+        let begun = Instant::now();
+        let end = begun + load.length;
+        let gap = load.gap;
+        let clients: Vec<_> = self.clients[..load.clients]
+            .iter()
+            .map(|client| tokio::spawn(sign_until(client.clone(), end, gap)))
+            .collect();
+        let mut latencies = Vec::new();
+        for client in clients {
+            latencies.extend(client.await.unwrap());
+        }
+        Slice::new(latencies, begun.elapsed())
+    }
+
+    /// The resident memory of the daemon and its device processes, in MiB.
+    pub(crate) fn resident(&self) -> f64 {
+        let daemon = self.process.0.id();
+        let tasks = fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
+        let children = tasks.flat_map(|task| {
+            let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+            children.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+        });
+        children.chain([daemon]).map(resident).sum()
+    }
+
+    /// Stops the daemon and waits for its end.
+    pub(crate) fn stop(mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.process.0.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        drop(self.clients);
+        self.process.0.wait().unwrap();
+    }
+}
+
+async fn sign_until(mut client: SignerClient<Channel>, end: Instant, gap: Duration) -> Vec<f64> {
+    let mut latencies = Vec::new();
+    while Instant::now() < end {
+        let begun = Instant::now();
+        client.sign_blob(request(latencies.len())).await.unwrap();
+        latencies.push(begun.elapsed().as_secs_f64());
+        if !gap.is_zero() {
+            tokio::time::sleep(gap).await;
+        }
+    }
+    latencies
+}
+
+fn request(message: usize) -> SignBlobRequest {
+    let payload = message.to_le_bytes().to_vec().into();
+    SignBlobRequest { input: Some(Input::Payload(payload)), ..SignBlobRequest::default() }
+}
+
+fn resident(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.map_or(0.0, |value| value.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0)
+}
+
+const MOST_CLIENTS: usize = 32;
