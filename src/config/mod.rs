@@ -10,6 +10,7 @@ mod rules;
 mod trust;
 
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -164,7 +165,14 @@ impl Listen {
 
 /// Reads a file that nobody else can change; returns its path without links too.
 fn read(path: &Path) -> Result<(PathBuf, String), ConfigError> {
-    let (path, metadata) = trust::walk(path).map_err(|untrusted| distrust(path, &untrusted))?;
+    let (path, metadata) = trust::walk(path).map_err(|untrusted| match untrusted {
+        Untrusted::Unreadable { source, .. } if source.kind() == io::ErrorKind::NotFound => ConfigError {
+            path: path.to_owned(),
+            what: "there is no such file".to_owned(),
+            remedy: Some("signetctl init writes one; --config FILE or SIGNET_CONFIG names another".to_owned()),
+        },
+        other => distrust(path, &other),
+    })?;
     let unusable =
         |what: String, remedy: &str| ConfigError { path: path.clone(), what, remedy: Some(remedy.to_owned()) };
     if !metadata.is_file() || metadata.len() > LONGEST_FILE {

@@ -193,7 +193,7 @@ fn a_client_learns_the_socket_without_looking_at_secrets() {
 #[test]
 fn no_such_file() {
     let folder = Folder::new();
-    assert_says(&folder.refusal(), &["signet.toml: No such file", "try: "]);
+    assert_says(&folder.refusal(), &["signet.toml: there is no such file", "try: signetctl init"]);
 }
 
 #[test]
