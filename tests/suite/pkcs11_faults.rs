@@ -1,9 +1,14 @@
-//! A PKCS#11 token that misbehaves: what is refused before the PIN is risked, and what a session survives.
+//! A PKCS#11 token that misbehaves: what is refused before the PIN is risked, what a session survives, and how the daemon's
+//! handle comes through with the real device process.
 
 use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
 
+use signet::device::handle::{Handle, Health, Launcher, SignRequest};
 use signet::device::{self, Device, DeviceConfig, DeviceError, NewKey, Pkcs11Config, TokenSelector};
 use signet::key::{Algorithm, Digest, Hash, KeyLocator, PublicKey, Signature};
+use tokio::time::{Instant, timeout};
 
 use crate::support::modules::Shim;
 use crate::support::softhsm::SoftHsm;
@@ -105,41 +110,6 @@ fn a_session_survives_what_the_token_cannot_do() {
 }
 
 #[test]
-fn a_flipped_bit_does_not_verify() {
-    let Some(token) = SoftHsm::new() else { return };
-    let shim = Shim::new(&token);
-    token.child(&shim.environment(), || {
-        let public_key = generate(&token.config());
-        let mut device = device::open(&shim.config()).unwrap().pop().unwrap();
-        shim.tell("flip");
-        let signature = sign(&mut *device, Algorithm::Rs256).unwrap();
-        assert!(public_key.verify(Algorithm::Rs256, &digest(), &signature).is_err());
-    });
-}
-
-#[test]
-fn a_token_that_vanished_is_back_in_the_next_process() {
-    let Some(token) = SoftHsm::new() else { return };
-    let (tokens, away) = (token.directory.join("tokens"), token.directory.join("away"));
-    token.child(&[], || {
-        generate(&token.config());
-    });
-    token.child(&[], || {
-        let mut device = device::open(&token.config()).unwrap().pop().unwrap();
-        sign(&mut *device, Algorithm::Rs256).unwrap();
-        fs::rename(&tokens, &away).unwrap();
-        let lost = sign(&mut *device, Algorithm::Rs256);
-        assert!(matches!(lost, Err(DeviceError::Away(_))), "{lost:?}");
-        fs::rename(&away, &tokens).unwrap();
-        assert_eq!(sign(&mut *device, Algorithm::Rs256), lost);
-    });
-    token.child(&[], || {
-        let mut device = device::open(&token.config()).unwrap().pop().unwrap();
-        sign(&mut *device, Algorithm::Rs256).unwrap();
-    });
-}
-
-#[test]
 fn sessions_sign_at_once() {
     let Some(token) = SoftHsm::new() else { return };
     token.child(&[], || {
@@ -159,13 +129,122 @@ fn sessions_sign_at_once() {
     });
 }
 
+#[tokio::test]
+async fn a_flipped_bit_never_leaves() {
+    let Some(token) = SoftHsm::new() else { return };
+    token.child(&[], || record(&generate(&token.config()), &token));
+    let served = Served::new(&token);
+    served.shim.tell("flip");
+    let outcome = served.sign(PATIENCE).await;
+    assert!(matches!(outcome, Err(DeviceError::Integrity(_))), "{outcome:?}");
+    served.shim.tell("");
+    served.resumes().await;
+}
+
+#[tokio::test]
+async fn a_crashing_module_takes_its_process_only() {
+    let Some(token) = SoftHsm::new() else { return };
+    token.child(&[], || record(&generate(&token.config()), &token));
+    let served = Served::new(&token);
+    served.sign(PATIENCE).await.unwrap();
+    served.shim.tell("crash");
+    let outcome = served.sign(PATIENCE).await;
+    assert!(matches!(outcome, Err(DeviceError::Away(_))), "{outcome:?}");
+    served.shim.tell("");
+    served.resumes().await;
+}
+
+#[tokio::test]
+async fn a_hanging_module_keeps_nobody_beyond_the_deadline() {
+    let Some(token) = SoftHsm::new() else { return };
+    token.child(&[], || record(&generate(&token.config()), &token));
+    let served = Served::new(&token);
+    served.sign(PATIENCE).await.unwrap();
+    served.shim.tell("hang");
+    assert_eq!(served.sign(Duration::from_millis(100)).await, Err(DeviceError::Late));
+    served.shim.tell("");
+    served.resumes().await;
+}
+
+#[tokio::test]
+async fn a_token_that_vanished_is_served_again_when_it_is_back() {
+    let Some(token) = SoftHsm::new() else { return };
+    token.child(&[], || record(&generate(&token.config()), &token));
+    let served = Served::new(&token);
+    served.sign(PATIENCE).await.unwrap();
+    let (tokens, away) = (token.directory.join("tokens"), token.directory.join("away"));
+    fs::rename(&tokens, &away).unwrap();
+    let outcome = served.sign(PATIENCE).await;
+    assert!(outcome.is_err(), "it signed without a token");
+    fs::rename(&away, &tokens).unwrap();
+    served.resumes().await;
+}
+
+/// The token with the shim before it and one key, behind the daemon's handle: its process is `signetd device-process`.
+struct Served<'a> {
+    shim: Shim<'a>,
+    handle: Handle,
+    public_key: Arc<PublicKey>,
+}
+
+impl<'a> Served<'a> {
+    fn new(token: &'a SoftHsm) -> Self {
+        let shim = Shim::new(token);
+        shim.tell("");
+        let mut pkcs11 = shim.pkcs11();
+        let environment = pkcs11.environment.as_mut().unwrap();
+        for (name, value) in shim.environment() {
+            environment.insert(name.to_owned(), value.to_str().unwrap().to_owned());
+        }
+        let config = DeviceConfig { call_limit: Duration::from_millis(500), ..token.config_with(pkcs11) };
+        let program = env!("CARGO_BIN_EXE_signetd").into();
+        let handle = Handle::start(config, Launcher { program, arguments: vec!["device-process".into()] });
+        let public_key = Arc::new(PublicKey::from_spki(&fs::read(token.directory.join("spki")).unwrap()).unwrap());
+        Self { shim, handle, public_key }
+    }
+
+    async fn sign(&self, patience: Duration) -> Result<Signature, DeviceError> {
+        let request = SignRequest {
+            locator: Arc::new(locator()),
+            public_key: Arc::clone(&self.public_key),
+            algorithm: Algorithm::Rs256,
+            digest: digest(),
+            deadline: Instant::now() + patience,
+            uid: 1000,
+        };
+        self.handle.sign(request).await
+    }
+
+    /// Signs again, without anybody doing anything.
+    async fn resumes(&self) {
+        let mut health = self.handle.health_changes();
+        let until = Instant::now() + PATIENCE;
+        while let Err(error) = self.sign(PATIENCE).await {
+            assert!(Instant::now() < until, "{error}");
+            timeout(PATIENCE, health.wait_for(|health| *health == Health::Ready)).await.unwrap().unwrap();
+        }
+    }
+}
+
+/// Longer than anything here takes on a slow machine: a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 fn generate(config: &DeviceConfig) -> PublicKey {
     let key = NewKey { label: "key".to_owned(), algorithm: Algorithm::Rs256, bits: 2048 };
     device::provision(config, None).unwrap().generate(&key).unwrap().public_key
 }
 
+/// Tells the parent of a child what was generated.
+fn record(public_key: &PublicKey, token: &SoftHsm) {
+    fs::write(token.directory.join("spki"), public_key.spki()).unwrap();
+}
+
 fn sign(device: &mut (impl Device + ?Sized), algorithm: Algorithm) -> Result<Signature, DeviceError> {
-    device.sign(&KeyLocator::Pkcs11("pkcs11:object=key;type=private".to_owned()), algorithm, &digest())
+    device.sign(&locator(), algorithm, &digest())
+}
+
+fn locator() -> KeyLocator {
+    KeyLocator::Pkcs11("pkcs11:object=key;type=private".to_owned())
 }
 
 fn digest() -> Digest {

@@ -94,7 +94,7 @@ impl SoftHsm {
     /// Runs a part of a test in a process of its own, in which the module finds the token; fails as it fails.
     ///
     /// The process is this test's binary, told to run this test only. Everything before this call runs in it too, up to
-    /// this very line, where it does what it was started for and ends.
+    /// this very line, where it does what it was started for and ends. The closure must stand in the test itself.
     #[track_caller]
     pub(crate) fn child<F: FnOnce()>(&self, environment: &[(&str, &OsStr)], part: F) {
         let here = Location::caller().to_string();
