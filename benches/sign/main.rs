@@ -26,12 +26,17 @@ use slice::{Load, Slice};
 use stand::{Backend, Stand};
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [first, config] = arguments.as_slice()
         && first == raw::SUBCOMMAND
     {
         return raw::serve(config.as_ref());
     }
+    // What `cargo bench` adds; without it this was started as a test, which it is not.
+    let Some(_bench) = arguments.iter().position(|argument| argument == "--bench").map(|at| arguments.remove(at))
+    else {
+        return println!("{USAGE}");
+    };
     let Some(options) = Options::parse(&arguments) else {
         println!("{USAGE}");
         std::process::exit(2);

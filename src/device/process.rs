@@ -12,14 +12,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::{SigSet, Signal, raise};
 
 use super::wire::{self, Answer, BadFrame, Frames, Job, Report, Work};
 use super::{Device, DeviceConfig, DeviceError, Opened};
 
 /// Runs the device process on the socket that stands at standard input, until the daemon closes it. Returns the exit code.
+/// To be called before there are other threads.
 pub fn run(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> u8 {
-    match serve(open) {
+    // A signal to the whole unit or to all of this name is for the daemon, which drains or reloads: the device must last.
+    let for_the_daemon = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    match for_the_daemon.thread_block().map_err(io::Error::from).and_then(|()| serve(open)) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("device process: {error}");

@@ -1,6 +1,9 @@
 //! The device handle against a device process that does everything wrong that a process can.
 
-use std::process::{Command, Stdio};
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -399,18 +402,46 @@ async fn a_process_that_ignores_everything_delays_nothing() {
 async fn a_stuck_process_ends_when_the_daemon_is_gone() {
     let fake = Fake::new();
     fake.once("open", "hang");
-    let (mut pipe, childs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let Launcher { program, arguments } = launcher();
-    let stdin = Stdio::from(std::os::fd::OwnedFd::from(childs));
-    let mut child = Command::new(program).args(arguments).stdin(stdin).stdout(Stdio::null()).spawn().unwrap();
+    let (mut child, mut pipe) = by_hand(launcher());
     let config = postcard::to_stdvec(&fake.config()).unwrap();
-    std::io::Write::write_all(&mut pipe, &u32::try_from(config.len()).unwrap().to_le_bytes()).unwrap();
-    std::io::Write::write_all(&mut pipe, &config).unwrap();
+    pipe.write_all(&u32::try_from(config.len()).unwrap().to_le_bytes()).unwrap();
+    pipe.write_all(&config).unwrap();
     eventually("it opens", || fake.calls("open") == 1).await;
     assert!(child.try_wait().unwrap().is_none());
     drop(pipe);
     let ended = tokio::task::spawn_blocking(move || child.wait());
     timeout(PATIENCE, ended).await.unwrap().unwrap().unwrap();
+}
+
+/// systemd and pkill send their signals to every process of the daemon; a device that ends could not be drained.
+#[test]
+fn signals_for_the_daemon_leave_its_device_processes_alone() {
+    let program = env!("CARGO_BIN_EXE_signetd").into();
+    let (mut child, mut pipe) = by_hand(Launcher { program, arguments: vec![signet::daemon::DEVICE_PROCESS.into()] });
+    let pid = i32::try_from(child.id()).unwrap();
+    let blocks_signals = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        u64::from_str_radix(blocked.trim(), 16).unwrap() != 0
+    };
+    let until = std::time::Instant::now() + PATIENCE;
+    while !blocks_signals() && std::time::Instant::now() < until {
+        std::thread::yield_now();
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+    // Ended by nonsense on its pipe, not by a signal.
+    pipe.write_all(&[0xff; 8]).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+/// A device process and the daemon's end of its pipe.
+fn by_hand(launcher: Launcher) -> (Child, UnixStream) {
+    let (pipe, childs) = UnixStream::pair().unwrap();
+    let Launcher { program, arguments } = launcher;
+    let stdin = Stdio::from(OwnedFd::from(childs));
+    (Command::new(program).args(arguments).stdin(stdin).stdout(Stdio::null()).spawn().unwrap(), pipe)
 }
 
 #[tokio::test]

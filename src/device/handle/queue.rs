@@ -130,3 +130,45 @@ impl Pace {
         self.service * u32::try_from(ahead / workers.max(1) + 1).unwrap_or(u32::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn an_idle_worker_is_never_waited_for() {
+        let mut pace = Pace::default();
+        pace.record(MILLISECOND * 1000, 1);
+        assert_eq!(pace.wait(0, 1), Duration::ZERO);
+        assert_eq!(pace.wait(3, 4), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_wait_grows_with_what_is_ahead_and_shrinks_with_workers() {
+        let mut pace = Pace::default();
+        pace.record(MILLISECOND * 10, 1);
+        assert_eq!(pace.wait(1, 1), MILLISECOND * 20);
+        assert_eq!(pace.wait(100, 1), MILLISECOND * 1010);
+        assert_eq!(pace.wait(100, 4), MILLISECOND * 260);
+    }
+
+    #[test]
+    fn a_job_that_waited_in_the_process_counts_for_one_round_of_two() {
+        let mut pace = Pace::default();
+        pace.record(MILLISECOND * 20, 2);
+        assert_eq!(pace.service(), MILLISECOND * 10);
+    }
+
+    #[test]
+    fn one_slow_job_is_forgotten() {
+        let mut pace = Pace::default();
+        pace.record(MILLISECOND * 10, 1);
+        pace.record(MILLISECOND * 5000, 1);
+        for _ in 0..60 {
+            pace.record(MILLISECOND * 10, 1);
+        }
+        assert!(pace.service() < MILLISECOND * 11, "{:?}", pace.service());
+    }
+}
