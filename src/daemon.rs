@@ -53,13 +53,15 @@ async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
     let audit = Audit::open(&config.audit.path, config.audit.fsync)?;
     let start = |device: &DeviceConfig| Handle::start(device.clone(), launcher.clone());
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
+    let stamp = watch::stamp(&config);
     let keyring = keyring(&config, &devices)?;
     let listener = Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?;
     let signer = Arc::new(Signer::new(config.policy.clone(), keyring, audit));
     let health = Health::new().await;
     let (reload, reloads) = channel::channel(());
-    let watch = Watch { config: config.clone(), devices, signer: Arc::clone(&signer), health: health.clone() };
-    let watching = watch.start(reloads);
+    let watch =
+        Watch { config: config.clone(), keyring: stamp, devices, signer: Arc::clone(&signer), health: health.clone() };
+    let mut watching = watch.start(reloads);
     tracing::info!(socket = %config.listen.grpc.display(), accounts = config.accounts.len(), "serving");
 
     let (stop, stopped) = channel::channel(());
@@ -67,6 +69,7 @@ async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
     let mut serving = Box::pin(grpc::serve(listener, signer, &health, config.max_client_cache_time, stopping));
     let died = tokio::select! {
         served = &mut serving => Some(served),
+        ended = &mut watching => Some(Err(ended.map_or_else(Into::into, |()| "nobody watches the devices".into()))),
         () = signals.until_end(&reload) => None,
     };
     let served = match died {

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch as channel;
+use tokio::sync::{Notify, watch as channel};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -21,6 +21,8 @@ use crate::signer::{Devices, Key, Keyring, Signer};
 /// What is looked after.
 pub(super) struct Watch {
     pub(super) config: Config,
+    /// Of the keyring that was loaded.
+    pub(super) keyring: Option<Stamp>,
     pub(super) devices: Devices,
     pub(super) signer: Arc<Signer>,
     pub(super) health: Health,
@@ -31,24 +33,25 @@ pub(super) struct Watch {
 struct Seen {
     devices: BTreeMap<KeyId, (u64, DeviceHealth)>,
     keyring: Option<Stamp>,
-    /// When each active key is to be checked against its device next.
-    checks: BTreeMap<KeyId, Instant>,
+    /// What came of the last check of each active key against its device, since the device was opened.
+    checks: BTreeMap<KeyId, Result<(), DeviceError>>,
     can_sign: bool,
 }
 
 /// What changes when a file is replaced or rewritten: device, inode, length, time of change in seconds and nanoseconds.
-type Stamp = (u64, u64, u64, i64, i64);
+pub(super) type Stamp = (u64, u64, u64, i64, i64);
 
 impl Watch {
     /// Watches until aborted. A reload that fails changes nothing.
     pub(super) fn start(mut self, mut reloads: channel::Receiver<()>) -> JoinHandle<()> {
-        // What is there now is what was loaded, or is loaded a second time: either does no harm.
+        let woken = self.follow_health();
         tokio::spawn(async move {
-            let mut seen = Seen::default();
+            let mut seen = Seen { keyring: self.keyring.take(), ..Seen::default() };
             let mut tick = tokio::time::interval(TICK);
             loop {
                 tokio::select! {
                     _ = tick.tick() => {}
+                    () = woken.notified() => {}
                     changed = reloads.changed() => match changed {
                         Ok(()) => self.reload(&mut seen),
                         Err(_daemon_ends) => return,
@@ -60,6 +63,20 @@ impl Watch {
                 self.report(&mut seen).await;
             }
         })
+    }
+
+    /// Is notified whenever a device's health changes.
+    fn follow_health(&self) -> Arc<Notify> {
+        let woken = Arc::new(Notify::new());
+        for handle in self.devices.values() {
+            let (mut changes, woken) = (handle.health_changes(), Arc::clone(&woken));
+            tokio::spawn(async move {
+                while changes.changed().await.is_ok() {
+                    woken.notify_one();
+                }
+            });
+        }
+        woken
     }
 
     fn reload(&mut self, seen: &mut Seen) {
@@ -122,18 +139,21 @@ impl Watch {
         }
     }
 
-    /// Checks active keys against their devices: after each return of the device, and from time to time those that failed.
+    /// Checks active keys against their devices: once after each return of the device, and again and again those that
+    /// were not found.
     async fn check_keys(&self, seen: &mut Seen) {
         let ready =
             |name: &KeyId| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == DeviceHealth::Ready);
         for key in self.signer.keyring().keys().iter().filter(|key| key.is_active() && ready(key.device())) {
-            let now = Instant::now();
-            if seen.checks.get(key.kid()).is_some_and(|due| now < *due) {
+            let before = seen.checks.get(key.kid());
+            if before == Some(&Ok(())) && key.fault().is_none() {
                 continue;
             }
-            let checked = key.check(now + CHECK_LIMIT).await;
-            let next = log_check(key, checked);
-            seen.checks.insert(key.kid().clone(), now + next);
+            let checked = key.check(Instant::now() + CHECK_LIMIT).await;
+            if before != Some(&checked) {
+                log_check(key, &checked);
+            }
+            seen.checks.insert(key.kid().clone(), checked);
         }
     }
 
@@ -154,7 +174,7 @@ impl Watch {
 
 fn log_health(device: &KeyId, health: &DeviceHealth) {
     match health {
-        DeviceHealth::Starting => tracing::info!(%device, "the device is being opened"),
+        DeviceHealth::Starting => tracing::debug!(%device, "the device is being opened"),
         DeviceHealth::Ready => tracing::info!(%device, "the device is ready"),
         DeviceHealth::Down(error) => {
             tracing::error!(%device, cause = %error, remedy = remedy(error), "the device can't be used");
@@ -162,22 +182,14 @@ fn log_health(device: &KeyId, health: &DeviceHealth) {
     }
 }
 
-/// Tells how a check went; returns when to check again.
-fn log_check(key: &Key, checked: Result<(), DeviceError>) -> Duration {
+fn log_check(key: &Key, checked: &Result<(), DeviceError>) {
     let (kid, device) = (key.kid(), key.device());
     match checked {
-        Ok(()) => {
-            tracing::info!(%kid, %device, "the key is in its device");
-            CHECKED
-        }
+        Ok(()) => tracing::info!(%kid, %device, "the key is in its device"),
         Err(error @ DeviceError::Permanent(_)) => {
-            tracing::error!(%kid, %device, cause = %error, remedy = remedy(&error), "the key can't be used");
-            CHECK_AGAIN
+            tracing::error!(%kid, %device, cause = %error, remedy = remedy(error), "the key can't be used");
         }
-        Err(error) => {
-            tracing::warn!(%kid, %device, cause = %error, "could not check the key; trying again");
-            Duration::ZERO
-        }
+        Err(error) => tracing::warn!(%kid, %device, cause = %error, "could not check the key; trying again"),
     }
 }
 
@@ -191,19 +203,18 @@ fn remedy(error: &DeviceError) -> &'static str {
         DeviceError::Permanent(_) => {
             "bring back the device that holds this key, or retire the key: signetctl key retire"
         }
-        DeviceError::Misconfigured(_) => "correct the configuration or the device, then restart signetd",
+        DeviceError::Misconfigured(_) => {
+            "correct what it says; a change of the configuration needs a restart of signetd"
+        }
         DeviceError::Integrity(_) => "do not trust this device before you know why",
         DeviceError::Unsupported(_) => "use a key that the device can sign with",
     }
 }
 
-fn stamp(config: &Config) -> Option<Stamp> {
+pub(super) fn stamp(config: &Config) -> Option<Stamp> {
     let metadata = fs::metadata(keyring::Keyring::path(&config.state_dir)).ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
-const CHECK_AGAIN: Duration = Duration::from_secs(10);
-/// As good as never: a device that goes and comes back is checked anew anyway.
-const CHECKED: Duration = Duration::from_secs(365 * 24 * 60 * 60);

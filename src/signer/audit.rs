@@ -32,6 +32,7 @@ pub struct Audit {
 pub(super) struct Record {
     entry: Option<Box<Entry>>,
     began: Instant,
+    deadline: tokio::time::Instant,
     writer: mpsc::Sender<Message>,
 }
 
@@ -109,7 +110,12 @@ impl Audit {
             latency_us: 0,
             outcome: "CALLER_GONE",
         };
-        Ok(Record { entry: Some(Box::new(entry)), began: Instant::now(), writer: self.writer.clone() })
+        Ok(Record {
+            entry: Some(Box::new(entry)),
+            began: Instant::now(),
+            deadline: call.deadline,
+            writer: self.writer.clone(),
+        })
     }
 }
 
@@ -181,6 +187,9 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let Some(mut entry) = self.entry.take() else { return };
+        if tokio::time::Instant::now() >= self.deadline {
+            entry.outcome = SignError::Late.reason();
+        }
         entry.latency_us = micros(self.began.elapsed());
         let _ = self.writer.send(Message { entry, reply: None });
     }

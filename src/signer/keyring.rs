@@ -38,7 +38,7 @@ pub struct Key {
     certificate: Option<String>,
     device: KeyId,
     handle: Option<Handle>,
-    /// Why it is not to be used, as the last check against its device told.
+    /// Why it is not to be used, as its device last told.
     fault: ArcSwapOption<DeviceError>,
 }
 
@@ -148,6 +148,12 @@ impl Key {
         self.is_active() && self.handle.as_ref().is_some_and(ready) && self.fault.load().is_none()
     }
 
+    /// Why it is not to be used, where a check or a signature told.
+    #[must_use]
+    pub fn fault(&self) -> Option<Arc<DeviceError>> {
+        self.fault.load_full()
+    }
+
     /// Asks the device whether it holds this key and no other, and remembers where it does not: until a later check
     /// finds it, the key signs nothing.
     ///
@@ -177,7 +183,11 @@ impl Key {
             return Err(fault.as_ref().clone());
         }
         let (locator, public_key) = (Arc::clone(&self.locator), Arc::clone(&self.public_key));
-        handle.sign(SignRequest { locator, public_key, algorithm, digest, deadline, uid }).await
+        let signed = handle.sign(SignRequest { locator, public_key, algorithm, digest, deadline, uid }).await;
+        if let Err(error @ DeviceError::Permanent(_)) = &signed {
+            self.fault.store(Some(Arc::new(error.clone())));
+        }
+        signed
     }
 
     fn no_device(&self) -> DeviceError {

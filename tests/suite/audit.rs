@@ -1,1 +1,160 @@
-//! To come.
+//! The audit log: what it says, what it survives, and that nothing is signed without it.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use signet::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::signing::on_softhsm;
+use crate::support::daemon::{ACCOUNT, TestDaemon};
+
+fn payload(message: &[u8]) -> proto::SignBlobRequest {
+    let input = Some(blob::Input::Payload(message.to_vec().into()));
+    proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    signet::audit::hexadecimal(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+}
+
+/// Runs `signetctl audit verify`; returns its exit code and what it said.
+fn verified(daemon: &TestDaemon) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
+    let output = command.arg("--config").arg(daemon.config_file()).args(["audit", "verify"]).output().unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[tokio::test]
+async fn a_record_tells_who_asked_what_and_what_became_of_it() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    let mut client = daemon.client();
+    client.sign_blob(payload(b"message")).await.unwrap();
+    let target = Some(mint::Target::Audience("https://pubsub.googleapis.com/".to_owned()));
+    let request = proto::MintJwtAccessTokenRequest { account: ACCOUNT.to_owned(), target, lifetime: None };
+    let minted = client.mint_jwt_access_token(request).await.unwrap().into_inner();
+    let hostile = "nobody\u{1b}[31m\n{\"seq\":1}@x".to_owned();
+    client.sign_blob(proto::SignBlobRequest { account: hostile, ..payload(b"x") }).await.unwrap_err();
+    let log = daemon.audit();
+    let [blob, jwt, refused] = log.as_slice() else { panic!("{log:?}") };
+    for (line, rpc, operation) in [(blob, "SignBlob", "sign-blob"), (jwt, "MintJwtAccessToken", "mint-access-token")] {
+        assert_eq!(line["uid"], nix::unistd::geteuid().as_raw());
+        assert_eq!(line["gid"], nix::unistd::getegid().as_raw());
+        assert_eq!(line["pid"], std::process::id());
+        assert_eq!((&line["rpc"], &line["operation"]), (&rpc.into(), &operation.into()));
+        assert_eq!((&line["decision"], &line["rule"], &line["outcome"]), (&"allow".into(), &1.into(), &"OK".into()));
+        assert_eq!((&line["kid"], &line["device"]), (&minted.key_id.clone().into(), &"hsm".into()));
+        assert!(line["latency_us"].as_u64().unwrap() > 0);
+    }
+    let (input, _signature) = minted.access_token.rsplit_once('.').unwrap();
+    assert_eq!(blob["digest"], format!("sha256:{}", sha256(b"message")));
+    assert_eq!(jwt["digest"], format!("sha256:{}", sha256(input.as_bytes())));
+    assert_eq!(jwt["audience_sha256"], sha256(b"https://pubsub.googleapis.com/"));
+    assert_eq!((&blob["account"], &jwt["account"]), (&"".into(), &ACCOUNT.into()));
+    assert_eq!((&refused["decision"], &refused["outcome"]), (&"none".into(), &"INVALID_REQUEST".into()));
+    assert_eq!(refused["account"], "nobody\\u{1b}[31m\\n{\\\"seq\\\":1}@x");
+    assert_eq!(fs::metadata(daemon.audit_file()).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(verified(&daemon).0, Some(0));
+}
+
+#[tokio::test]
+async fn a_changed_removed_or_moved_line_is_found() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    for _ in 0..4 {
+        daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    }
+    let log = fs::read_to_string(daemon.audit_file()).unwrap();
+    let lines: Vec<_> = log.lines().collect();
+    let forged = log.replacen("\"outcome\":\"OK\"", "\"outcome\":\"NO\"", 1);
+    let removed = [&lines[..1], &lines[2..]].concat().join("\n") + "\n";
+    let moved = [lines[0], lines[2], lines[1], lines[3]].join("\n") + "\n";
+    for broken in [forged, removed, moved] {
+        fs::write(daemon.audit_file(), broken).unwrap();
+        let (code, said) = verified(&daemon);
+        assert_eq!(code, Some(5), "{said}");
+        assert!(said.contains("line 2"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_torn_by_a_crash_is_mended_and_the_chain_goes_on() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    let torn = r#"{"prev":"0123","se"#;
+    OpenOptions::new().append(true).open(daemon.audit_file()).unwrap().write_all(torn.as_bytes()).unwrap();
+    assert_eq!(verified(&daemon).0, Some(5));
+    daemon.spawn();
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let log = daemon.audit();
+    assert_eq!(log.len(), 3);
+    assert_eq!((&log[1]["event"], &log[1]["torn"]), (&Value::from("mended"), &Value::from(torn)));
+}
+
+#[tokio::test]
+async fn a_rotated_log_is_followed_and_the_chain_goes_on() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let old = daemon.state().join("audit.log.1");
+    fs::rename(daemon.audit_file(), &old).unwrap();
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let verify = |path, before| signet::audit::verify(fs::read(path).unwrap().as_slice(), before).unwrap();
+    let old = verify(old, None);
+    assert_eq!(verify(daemon.audit_file(), Some(old.last)).last.seq, 2);
+}
+
+#[tokio::test]
+async fn nothing_is_signed_while_the_log_cannot_be_written_and_everything_after() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    daemon.stop();
+    // What a full disk does, done by a limit on the size of files; the signal of that limit is the test's, not the disk's.
+    let mut command = Command::new("sh");
+    let signetd = daemon.command();
+    command.arg("-c").arg("trap '' XFSZ; exec \"$@\"").arg("sh").arg(signetd.get_program()).args(signetd.get_args());
+    daemon.spawn_as(command);
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let limit = |limit: &str| {
+        let pid = daemon.pid().to_string();
+        let set =
+            Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={limit}:unlimited")]).status().unwrap();
+        assert!(set.success());
+    };
+    let length = fs::metadata(daemon.audit_file()).unwrap().len();
+    limit(&(length + 100).to_string());
+    for _ in 0..3 {
+        let status = daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        assert_eq!(status.get_error_details().error_info().unwrap().reason, "AUDIT_UNWRITABLE");
+    }
+    daemon.wait_for_log("the audit log can't be written");
+    daemon.wait_for_health(tonic_health::ServingStatus::NotServing).await;
+    limit("unlimited");
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let outcomes: Vec<_> = daemon.audit().into_iter().map(|line| line["outcome"].clone()).collect();
+    // The second was decided and signed before the log failed: it was withheld, and it is on record.
+    assert_eq!(outcomes, ["OK", "OK", "OK"]);
+}
+
+#[test]
+fn a_log_that_cannot_be_continued_is_refused_and_left_alone() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(
+        "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"device:{folder}/no-such-tpm\"\n",
+    ));
+    fs::write(daemon.audit_file(), "somebody's notes\n").unwrap();
+    let output = daemon.output();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("audit.log") && said.contains("try: "), "{said}");
+    assert_eq!(fs::read_to_string(daemon.audit_file()).unwrap(), "somebody's notes\n");
+    fs::remove_file(daemon.audit_file()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", daemon.audit_file()).unwrap();
+    assert!(!daemon.output().status.success());
+}

@@ -20,11 +20,18 @@ const NO_DEVICE: &str = r#"
     [[device]]
     name = "tpm"
     kind = "tpm"
-    tcti = "swtpm:path={folder}/no-such-tpm"
+    tcti = "device:{folder}/no-such-tpm"
 "#;
 
 fn absent() -> TestDaemon {
-    TestDaemon::start(&TestDaemon::config(NO_DEVICE))
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    // As `device init` left it when the TPM was there.
+    let name = format!("000b{}", "0".repeat(64));
+    fs::create_dir(daemon.state().join("devices")).unwrap();
+    fs::write(daemon.state().join("devices/tpm.json"), format!(r#"{{"handle":2164260865,"name":"{name}"}}"#)).unwrap();
+    daemon.spawn();
+    daemon.wait_for_log("serving");
+    daemon
 }
 
 fn payload(bytes: &[u8]) -> proto::SignBlobRequest {

@@ -24,5 +24,6 @@ mod pkcs11;
 mod pkcs11_faults;
 mod secrets;
 mod signetctl;
+mod signing;
 mod tpm;
 mod tss2;

@@ -212,6 +212,7 @@ impl TestDaemon {
 
     /// Waits until the health service says so.
     pub(crate) async fn wait_for_health(&self, wanted: ServingStatus) {
+        self.wait_for_log("serving");
         let watch = async {
             let request = HealthCheckRequest { service: "signet.v1.Signer".to_owned() };
             let mut health = HealthClient::new(self.channel()).watch(request).await.unwrap().into_inner();

@@ -1,0 +1,283 @@
+//! Every rpc end to end, on every device; and what becomes of the daemon's devices and callers while it serves.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use signet::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
+use tonic::{Code, Request};
+use tonic_health::ServingStatus;
+use tonic_types::StatusExt as _;
+
+use crate::secrets::processes;
+use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::softhsm::SoftHsm;
+use crate::support::swtpm::SwTpm;
+
+/// A daemon with one key in a SoftHSM token, ready to sign.
+pub(crate) async fn on_softhsm() -> Option<(SoftHsm, TestDaemon)> {
+    let token = SoftHsm::new()?;
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&token.toml()));
+    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    Some((token, daemon))
+}
+
+/// A TPM with one key for a daemon that does not run yet.
+fn on_swtpm() -> Option<(SwTpm, TestDaemon)> {
+    let tpm = SwTpm::start()?;
+    let device = format!("[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"{}\"\n", tpm.tcti());
+    let daemon = TestDaemon::prepare(&TestDaemon::config(&device));
+    daemon.signetctl(&["device", "init", "tpm"]);
+    daemon.signetctl(&["key", "generate", "--device", "tpm"]);
+    Some((tpm, daemon))
+}
+
+fn payload(message: &[u8]) -> proto::SignBlobRequest {
+    let input = Some(blob::Input::Payload(message.to_vec().into()));
+    proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
+}
+
+/// Has OpenSSL verify a signature.
+fn openssl_verifies(folder: &std::path::Path, certificate: &str, options: &[&str], message: &[u8], signature: &[u8]) {
+    let path = |name: &str| folder.join(name).into_os_string().into_string().unwrap();
+    fs::write(path("certificate"), certificate).unwrap();
+    fs::write(path("message"), message).unwrap();
+    fs::write(path("signature"), signature).unwrap();
+    let run = |arguments: &[&str]| Command::new("openssl").args(arguments).output().unwrap();
+    fs::write(path("key"), run(&["x509", "-in", &path("certificate"), "-pubkey", "-noout"]).stdout).unwrap();
+    let (key, signature, message) = (path("key"), path("signature"), path("message"));
+    let verify = [&["dgst"], options, &["-verify", &key, "-signature", &signature, &message]].concat();
+    let output = run(&verify);
+    assert!(output.status.success(), "{options:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn decoded(segment: &str) -> Value {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(segment).unwrap()).unwrap()
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
+}
+
+/// Asks every rpc, and has OpenSSL verify what comes.
+async fn every_rpc(daemon: &TestDaemon) {
+    let mut client = daemon.client();
+    let request = proto::GetPublicCertificatesRequest { account: String::new() };
+    let published = client.get_public_certificates(request).await.unwrap().into_inner();
+    let [certificate] = published.certificates.as_slice() else { panic!("one key was made") };
+    let (kid, pem) = (certificate.key_id.as_str(), certificate.x509_pem.as_str());
+    assert!(certificate.not_before.unwrap().seconds <= now() && certificate.not_after.unwrap().seconds > now());
+    let jwks: Value = serde_json::from_str(&published.jwks).unwrap();
+    assert_eq!(jwks["keys"][0]["kid"], kid);
+
+    let request = proto::GetAccountRequest { account: ACCOUNT.to_owned() };
+    let account = client.get_account(request).await.unwrap().into_inner();
+    assert_eq!(
+        (account.email.as_str(), account.project_id.as_str(), account.key_id.as_str()),
+        (ACCOUNT, "project", kid)
+    );
+
+    let pss = ["-sha256", "-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32"];
+    for (algorithm, options) in [
+        (proto::Algorithm::Unspecified, ["-sha256"].as_slice()),
+        (proto::Algorithm::Rs256, &["-sha256"]),
+        (proto::Algorithm::Rs384, &["-sha384"]),
+        (proto::Algorithm::Rs512, &["-sha512"]),
+        (proto::Algorithm::Ps256, &pss),
+    ] {
+        for message in [b"".as_slice(), b"GOOG4-RSA-SHA256\nmessage", &vec![7; 1 << 20]] {
+            let request = proto::SignBlobRequest { algorithm: algorithm.into(), ..payload(message) };
+            let signed = client.sign_blob(request).await.unwrap().into_inner();
+            openssl_verifies(daemon.folder(), pem, options, message, &signed.signature);
+            assert_eq!(signed.key_id, kid);
+            assert_ne!(signed.algorithm(), proto::Algorithm::Unspecified);
+        }
+    }
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"hashed here").as_ref().to_vec();
+    let input = Some(blob::Input::Digest(digest.into()));
+    let signed = client.sign_blob(proto::SignBlobRequest { input, ..payload(b"") }).await.unwrap().into_inner();
+    openssl_verifies(daemon.folder(), pem, &["-sha256"], b"hashed here", &signed.signature);
+
+    let verified = |jwt: &str, key_id: &str| {
+        let (input, signature) = jwt.rsplit_once('.').unwrap();
+        let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+        openssl_verifies(daemon.folder(), pem, &["-sha256"], input.as_bytes(), &signature);
+        assert_eq!(key_id, kid);
+        let (header, claims) = input.split_once('.').unwrap();
+        assert_eq!(decoded(header), json!({"alg": "RS256", "typ": "JWT", "kid": kid}));
+        decoded(claims)
+    };
+    let claims = r#"{"sub":"svc@project.iam.gserviceaccount.com","aud":"https://a.example/","n":1}"#.to_owned();
+    let answer = client.sign_jwt(proto::SignJwtRequest { account: String::new(), claims }).await.unwrap().into_inner();
+    let claims = verified(&answer.jwt, &answer.key_id);
+    let exp = answer.expire_time.unwrap().seconds;
+    assert_eq!(claims, json!({"sub": ACCOUNT, "aud": "https://a.example/", "n": 1, "exp": exp}));
+    assert!((now() + 3590..=now() + 3600).contains(&exp));
+
+    let scopes = mint::Target::Scopes(proto::Scopes { scope: vec!["s1".to_owned(), "s2".to_owned()] });
+    let audience = mint::Target::Audience("https://pubsub.googleapis.com/".to_owned());
+    for (target, name, value) in [(scopes, "scope", "s1 s2"), (audience, "aud", "https://pubsub.googleapis.com/")] {
+        let lifetime = Some(prost_types::Duration { seconds: 600, nanos: 0 });
+        let request = proto::MintJwtAccessTokenRequest { account: String::new(), target: Some(target), lifetime };
+        let answer = client.mint_jwt_access_token(request).await.unwrap().into_inner();
+        let claims = verified(&answer.access_token, &answer.key_id);
+        let exp = answer.expire_time.unwrap().seconds;
+        assert_eq!(claims, json!({"iss": ACCOUNT, "sub": ACCOUNT, name: value, "iat": exp - 600, "exp": exp}));
+        assert_eq!(answer.token_type, "Bearer");
+    }
+
+    let audience = "https://app.example/".to_owned();
+    let request = proto::MintIdTokenRequest { account: String::new(), audience, include_email: true, lifetime: None };
+    let answer = client.mint_id_token(request).await.unwrap().into_inner();
+    let claims = verified(&answer.id_token, &answer.key_id);
+    assert_eq!((&claims["aud"], &claims["email"]), (&json!("https://app.example/"), &json!(ACCOUNT)));
+    assert_eq!((&claims["sub"], &claims["email_verified"]), (&json!(ACCOUNT), &json!(true)));
+    assert_eq!(claims["exp"], answer.expire_time.unwrap().seconds);
+}
+
+#[tokio::test]
+async fn every_rpc_signs_in_a_pkcs11_token() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    every_rpc(&daemon).await;
+}
+
+#[tokio::test]
+async fn every_rpc_signs_in_a_tpm() {
+    let Some((_tpm, mut daemon)) = on_swtpm() else { return };
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    every_rpc(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_tpm_that_is_absent_at_start_and_later_again_is_served_when_it_returns() {
+    let Some((mut tpm, mut daemon)) = on_swtpm() else { return };
+    tpm.kill();
+    daemon.spawn();
+    daemon.wait_for_log("the device can't be used");
+    daemon.wait_for_health(ServingStatus::NotServing).await;
+    let status = daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
+    for _ in 0..2 {
+        tpm.restart();
+        daemon.wait_for_health(ServingStatus::Serving).await;
+        daemon.client().sign_blob(payload(b"message")).await.unwrap();
+        tpm.kill();
+        assert!(daemon.client().sign_blob(payload(b"message")).await.is_err());
+        daemon.wait_for_health(ServingStatus::NotServing).await;
+    }
+}
+
+#[tokio::test]
+async fn a_swapped_tpm_signs_nothing_and_an_operator_is_told() {
+    let Some((mut tpm, mut daemon)) = on_swtpm() else { return };
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    tpm.replace();
+    assert!(daemon.client().sign_blob(payload(b"message")).await.is_err());
+    daemon.wait_for_health(ServingStatus::NotServing).await;
+    let status = daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}\n{}", daemon.log());
+    assert!(status.message().contains("another TPM"), "{status}");
+}
+
+#[tokio::test]
+async fn a_second_key_takes_over_and_the_first_one_again() {
+    let Some(token) = SoftHsm::new() else { return };
+    let Some(mut tpm) = SwTpm::start() else { return };
+    let device = format!("[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"{}\"\n", tpm.tcti());
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&(token.toml() + &device)));
+    daemon.signetctl(&["device", "init", "tpm"]);
+    daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "reserve"]);
+    daemon.signetctl(&["key", "generate", "--device", "tpm", "--kid", "preferred"]);
+    daemon.signetctl(&["key", "activate", "preferred"]);
+    daemon.spawn();
+    daemon.wait_for_log("the key is in its device kid=preferred");
+    daemon.wait_for_log("the key is in its device kid=reserve");
+    let signer = async || daemon.client().sign_blob(payload(b"m")).await.map(|answer| answer.into_inner().key_id);
+    assert_eq!(signer().await.unwrap(), "preferred");
+    tpm.kill();
+    assert_eq!(signer().await.unwrap(), "reserve");
+    tpm.restart();
+    while signer().await.unwrap() != "preferred" {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A process that stands still for as long as this lives.
+struct Stalled(nix::unistd::Pid);
+
+impl Stalled {
+    fn new(pid: u32) -> Self {
+        let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.0, Signal::SIGCONT);
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_is_kept_and_called_one() {
+    let Some((_tpm, mut daemon)) = on_swtpm() else { return };
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let _stalled = Stalled::new(device[0]);
+    let mut client = daemon.client();
+    let request = proto::GetAccountRequest { account: String::new() };
+    client.get_account(request).await.unwrap();
+    let mut asked = Request::new(payload(b"message"));
+    asked.set_timeout(Duration::from_secs(1));
+    let status = client.sign_blob(asked).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    assert_eq!(status.get_error_details().error_info().unwrap().reason, "DEADLINE_EXCEEDED");
+    assert_eq!(daemon.audit().last().unwrap()["outcome"], "DEADLINE_EXCEEDED");
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_leaves_a_record_and_so_does_every_reply_before_kill_9() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    let mut replies = 0;
+    for round in 0..4_u64 {
+        let calls: Vec<_> = (0..50)
+            .map(|call| {
+                let mut client = daemon.client();
+                let patience = Duration::from_millis((call % 10) * 3 + round);
+                tokio::spawn(async move {
+                    let answer = client.sign_blob(payload(b"message"));
+                    // Some hang up in the middle.
+                    if call % 2 == 0 {
+                        answer.await.is_ok()
+                    } else {
+                        tokio::time::timeout(patience, answer).await.is_ok_and(|answer| answer.is_ok())
+                    }
+                })
+            })
+            .collect();
+        if round == 3 {
+            daemon.signal(Signal::SIGKILL);
+        }
+        for call in calls {
+            replies += usize::from(call.await.unwrap());
+        }
+    }
+    daemon.wait();
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    let log = daemon.audit();
+    let records = log.iter().filter(|line| line["outcome"] == "OK").count();
+    assert!(replies > 0 && records >= replies, "{records} records of {replies} replies");
+    assert!(log.iter().any(|line| line["outcome"] == "CALLER_GONE"), "no one hung up in the middle");
+}
