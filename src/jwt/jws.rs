@@ -93,11 +93,18 @@ fn could_be_jws(blob: &[u8]) -> bool {
 
 /// Whether any decoder makes the beginning of a JSON object of a part.
 fn could_be_object(part: &[u8], ascii: bool) -> bool {
+    any_reading(part.iter().copied()) || !ascii && any_reading(low_bytes(part))
+}
+
+fn any_reading(bytes: impl Iterator<Item = u8>) -> bool {
+    let known = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(byte);
+    let symbols: Vec<u8> = bytes.filter(known).take(MAX_SYMBOLS).collect();
     ALPHABETS.into_iter().any(|alphabet| {
         [Padding::Dropped, Padding::Ends, Padding::Restarts].into_iter().any(|padding| {
-            let decoder = |symbols| Decoder { symbols, alphabet, padding, buffer: 0, bits: 0 };
-            begins_object(decoder(Box::new(part.iter().copied())))
-                || !ascii && begins_object(decoder(Box::new(low_bytes(part))))
+            let mut rest = symbols.iter().copied();
+            let begins = begins_object(Decoder::new(&mut rest, alphabet, padding));
+            // What is still undecided after so many could be anything.
+            begins || symbols.len() == MAX_SYMBOLS && rest.len() == 0
         })
     })
 }
@@ -111,14 +118,16 @@ fn low_bytes(part: &[u8]) -> impl Iterator<Item = u8> {
 }
 
 /// Reads base64 as the most lenient decoders do: what it does not know it skips.
-struct Decoder<'a> {
-    symbols: Box<dyn Iterator<Item = u8> + 'a>,
-    /// The characters that stand for 62 and for 63.
-    alphabet: [&'static [u8]; 2],
+struct Decoder<I> {
+    symbols: I,
+    alphabet: Alphabet,
     padding: Padding,
     buffer: u16,
     bits: u32,
 }
+
+/// The characters that stand for 62 and for 63.
+type Alphabet = [&'static [u8]; 2];
 
 /// What a decoder makes of `=`.
 #[derive(Clone, Copy)]
@@ -131,7 +140,7 @@ enum Padding {
     Restarts,
 }
 
-impl Iterator for Decoder<'_> {
+impl<I: Iterator<Item = u8>> Iterator for Decoder<I> {
     type Item = u8;
 
     fn next(&mut self) -> Option<u8> {
@@ -153,7 +162,11 @@ impl Iterator for Decoder<'_> {
     }
 }
 
-impl Decoder<'_> {
+impl<I> Decoder<I> {
+    const fn new(symbols: I, alphabet: Alphabet, padding: Padding) -> Self {
+        Self { symbols, alphabet, padding, buffer: 0, bits: 0 }
+    }
+
     fn value(&self, symbol: u8) -> Option<u8> {
         let [plus, slash] = self.alphabet;
         match symbol {
@@ -204,11 +217,13 @@ const fn is_blank(byte: u8) -> bool {
 }
 
 /// Either alphabet, both at once, or neither, the rest being skipped.
-const ALPHABETS: [[&[u8]; 2]; 4] = [[b"+-", b"/_"], [b"+", b"/"], [b"-", b"_"], [b"", b""]];
+const ALPHABETS: [Alphabet; 4] = [[b"+-", b"/_"], [b"+", b"/"], [b"-", b"_"], [b"", b""]];
 /// After how many dots a payload is looked for, besides after the last.
 const JUDGED_DOTS: usize = 4;
-/// More than so many NULs and blanks begin nothing that is innocent, and their number bounds the work.
+/// More than so many NULs and blanks begin nothing that is innocent.
 const MAX_BLANKS: usize = 4096;
+/// How many characters of a part are decoded: it bounds the work, whatever the blob.
+const MAX_SYMBOLS: usize = 8192;
 
 #[cfg(test)]
 mod tests {
@@ -347,6 +362,8 @@ mod tests {
             format!("=IA==.{payload}"),
             format!("x.IA=={payload}"),
             format!("x.{}{payload}", "ICAg".repeat(5000)),
+            format!("x.{}{payload}", "+".repeat(9000)),
+            format!("x.{}{payload}", "!".repeat(9000)),
         ] {
             assert_refused(blob.as_bytes());
         }
