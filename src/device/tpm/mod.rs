@@ -58,8 +58,6 @@ struct TpmDevice {
     renewal: Renewal,
     pin: Option<Pin>,
     connection: Option<(Instant, Connection)>,
-    /// The latch closed while we ran: it is asked before the next try.
-    latched: bool,
 }
 
 impl TpmDevice {
@@ -69,13 +67,15 @@ impl TpmDevice {
         session: TpmSession,
         renewal: Renewal,
     ) -> Result<Self, DeviceError> {
+        let pin = tpm.pin_file.as_deref().map(Pin::read).transpose()?;
         let (config, tpm) = (config.clone(), tpm.clone());
-        let mut device = Self { config, tpm, session, renewal, pin: None, connection: None, latched: true };
+        let mut device = Self { config, tpm, session, renewal, pin, connection: None };
         device.connected()?;
         Ok(device)
     }
 
-    /// Makes a call: retried while the TPM is busy, and once on a new connection where the old one turns out to be lost.
+    /// Makes a call, and makes it again on a new connection where the old one turns out to be lost: a reset TPM or another
+    /// program on it costs a session, not a process.
     fn call<T>(&mut self, call: impl Fn(&mut Connection) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
         let reused = self.connection.is_some();
         match self.attempt(&call) {
@@ -85,22 +85,15 @@ impl TpmDevice {
     }
 
     fn attempt<T>(&mut self, call: impl Fn(&mut Connection) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
-        let connection = self.connected()?;
-        let mut result = call(connection);
-        for _retry in 0..2 {
-            if !matches!(result, Err(DeviceError::Transient(_))) {
-                break;
-            }
-            result = call(connection);
-        }
+        let result = call(self.connected()?);
         match result {
+            Err(DeviceError::PinRefused(detail)) => {
+                self.connection = None;
+                Err(latch::close(&self.config.latch_file, self.pin.as_ref(), &detail))
+            }
             Err(error @ (DeviceError::Away(_) | DeviceError::Integrity(_))) => {
                 self.connection = None;
                 Err(error)
-            }
-            Err(DeviceError::PinRefused(detail)) => {
-                self.latched = true;
-                Err(latch::close(&self.config.latch_file, self.pin.as_ref(), &detail))
             }
             other => other,
         }
@@ -108,20 +101,17 @@ impl TpmDevice {
 
     /// The connection, opened where there is none and replaced where it is due.
     fn connected(&mut self) -> Result<&mut Connection, DeviceError> {
-        if self.latched {
-            latch::check(&self.config.latch_file)?;
-            self.connection = None;
-            self.pin = self.tpm.pin_file.as_deref().map(Pin::read).transpose()?;
-            self.latched = false;
-        }
         let Renewal { signatures, age } = self.renewal;
-        let current =
-            self.connection.take_if(|(opened, connection)| connection.used < signatures && opened.elapsed() < age);
-        // The old one goes first: without a resource manager the new one flushes whatever it finds.
-        self.connection = None;
-        let current = match current {
+        let fresh =
+            |(opened, connection): &mut (Instant, Connection)| connection.used < signatures && opened.elapsed() < age;
+        let current = match self.connection.take_if(fresh) {
             Some(current) => current,
-            None => (Instant::now(), Connection::open(&self.tpm, self.pin.as_ref(), self.session)?),
+            None => {
+                // The old one goes first: without a resource manager the new one flushes whatever it finds.
+                self.connection = None;
+                latch::check(&self.config.latch_file)?;
+                (Instant::now(), Connection::open(&self.tpm, self.pin.as_ref(), self.session)?)
+            }
         };
         Ok(&mut self.connection.insert(current).1)
     }
