@@ -129,6 +129,24 @@ fn a_file_of_another_tpm_is_refused_by_its_name() {
     assert!(matches!(&error, DeviceError::Permanent(text) if text.contains("sealed to another TPM")), "{error}");
 }
 
+#[test]
+fn a_file_under_another_parent_says_so() {
+    let Some(swtpm) = SwTpm::start() else { return };
+    let bench = Bench::new(&swtpm, None);
+    let (context, parent) = (bench.path("parent"), "0x81000005");
+    tool(&swtpm, "tpm2_createprimary", &["-Q", "-G", "rsa", "-c", &context]);
+    tool(&swtpm, "tpm2_evictcontrol", &["-Q", "-c", &context, parent]);
+    let (public, private, file) = (bench.path("their.pub"), bench.path("their.priv"), bench.path("their.pem"));
+    let halves = ["-Q", "-C", parent, "-u", &public, "-r", &private];
+    tool(&swtpm, "tpm2_flushcontext", &["-Q", "-t"]);
+    tool(&swtpm, "tpm2_create", &[&halves[..], &["-G", "rsa2048:null", "-a", GENERATED]].concat());
+    tool(&swtpm, "tpm2_flushcontext", &["-Q", "-t"]);
+    tool(&swtpm, "tpm2_encodeobject", &[&halves[..], &["-o", &file]].concat());
+    let file = fs::read_to_string(&file).unwrap();
+    let error = tpm::adopt(&bench.settings.device, &bench.settings.tpm, false, &file).unwrap_err();
+    assert!(matches!(&error, DeviceError::Permanent(text) if text.contains(parent)), "{error}");
+}
+
 /// A TPM with its settings, and a folder for the files of one test.
 struct Bench<'a> {
     swtpm: &'a SwTpm,

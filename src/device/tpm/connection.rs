@@ -43,12 +43,12 @@ impl Connection {
     /// Connects, makes sure that the parent is the pinned one, and opens the session.
     pub(super) fn open(tpm: &TpmConfig, pin: Option<&Pin>, session: TpmSession) -> Result<Self, DeviceError> {
         let auth = auth_value(pin)?;
+        let mut context = context(&tpm.tcti)?;
         let Some(pinned) = &tpm.parent else {
             return Err(DeviceError::Misconfigured(
                 "no storage key is recorded for this TPM; `signetctl device init` makes one and records it".to_owned(),
             ));
         };
-        let mut context = context(&tpm.tcti)?;
         let parent = pinned_parent(&mut context, pinned)?;
         let session = match session {
             TpmSession::Protected => hmac_session(&mut context, Some(parent))?,

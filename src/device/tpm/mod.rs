@@ -11,6 +11,8 @@ mod tcti;
 use std::error::Error as _;
 use std::time::{Duration, Instant};
 
+use tss_esapi::WrapperErrorKind;
+
 use self::connection::Connection;
 pub use self::parent::init;
 pub use self::provision::{adopt, provision};
@@ -129,10 +131,13 @@ impl Device for TpmDevice {
 
 /// Turns an error of the TSS into ours.
 fn classified(doing: &str) -> impl Fn(tss_esapi::Error) -> DeviceError {
-    move |error| match raw_rc(&error) {
-        Some(code) => fault::tpm(code, doing),
-        // The crate's own: it was handed, or the TPM answered with, what it can't represent.
-        None => DeviceError::Unsupported(format!("{doing}: {error}")),
+    move |error| match (raw_rc(&error), error) {
+        (Some(code), _) => fault::tpm(code, doing),
+        // The crate's own errors: the TPM answered with what can't be, or something is asked for that the crate can't say.
+        (None, tss_esapi::Error::WrapperError(WrapperErrorKind::WrongValueFromTpm)) => {
+            DeviceError::Integrity(format!("{doing}: {error}"))
+        }
+        (None, _) => DeviceError::Unsupported(format!("{doing}: {error}")),
     }
 }
 
@@ -146,4 +151,24 @@ fn raw_rc(error: &tss_esapi::Error) -> Option<u32> {
 mod code {
     /// TPM_RC_OBJECT_MEMORY: every slot is taken.
     pub(super) const OBJECT_MEMORY: u32 = 0x902;
+}
+
+#[cfg(test)]
+mod tests {
+    use tss_esapi::structures::Public;
+    use tss_esapi::tcti_ldr::{TctiContext, TctiNameConf};
+    use tss_esapi::traits::UnMarshall as _;
+
+    use super::*;
+
+    /// The crate makes such errors only itself, so real ones are provoked; the suite sees those of a TPM, 0x9a2 and 0x1df.
+    #[test]
+    fn the_code_of_an_error_is_found() {
+        let insufficient_buffer = Public::unmarshall(&[]).unwrap_err();
+        assert_eq!(raw_rc(&insufficient_buffer), Some(0x9_0006));
+        let nothing_there: TctiNameConf = "device:/nonexistent/tpm0".parse().unwrap();
+        let io_error = TctiContext::initialize(nothing_there).unwrap_err();
+        assert_eq!(raw_rc(&io_error), Some(0xa_000a));
+        assert_eq!(raw_rc(&tss_esapi::Error::WrapperError(WrapperErrorKind::InvalidParam)), None);
+    }
 }

@@ -37,7 +37,13 @@ pub fn provision(config: &DeviceConfig, tpm: &TpmConfig, persistent: bool) -> Re
 pub fn adopt(config: &DeviceConfig, tpm: &TpmConfig, persistent: bool, pem: &str) -> Result<CreatedKey, DeviceError> {
     let mut provision = TpmProvision::open(config, tpm, persistent)?;
     let key = Tss2Key::from_pem(pem).map_err(|invalid| DeviceError::Unsupported(invalid.to_string()))?;
-    let (private, public) = provision.with_device_auth(key)?;
+    let named = key.parent;
+    let (private, public) = provision.with_device_auth(key).map_err(|error| match error {
+        DeviceError::Permanent(why) if ![TEMPLATE_PARENT, PARENT].contains(&named) => DeviceError::Permanent(format!(
+            "{why}; or it belongs under the parent {named:#x} that its file names, and not under {PARENT:#x} as Signet's keys do"
+        )),
+        other => other,
+    })?;
     provision.keep(private, public)
 }
 
@@ -280,6 +286,9 @@ fn pinned_public(connection: &mut Connection) -> Result<PublicKey, DeviceError> 
     public::refuse_as_parent(&public).map_err(|why| DeviceError::Unsupported(format!("this storage key: {why}")))?;
     public::public_key(&public)
 }
+
+/// What a key file names as its parent where that is the owner's primary by the TCG's template: the same key as [`PARENT`].
+const TEMPLATE_PARENT: u32 = 0x4000_0001;
 
 /// The persistent handles that Signet's keys take: the owner's, without the first, which is the parent's.
 const KEYS: (u32, u32) = (PARENT + 1, 0x817f_ffff);
