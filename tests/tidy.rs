@@ -75,6 +75,26 @@ fn the_sources_are_tidy() {
     assert!(open.is_empty(), "\n{}\n", open.join("\n"));
 }
 
+#[test]
+fn the_tests_that_the_threat_table_names_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let named: Vec<_> = table
+        .split('`')
+        .filter_map(|quoted| quoted.split_once("::"))
+        .filter(|(place, test)| *place != "topic" && *test != "test")
+        .collect();
+    assert!(named.len() > 30, "the table is not read any more");
+    for (place, test) in named {
+        let file = match place.starts_with("src/") {
+            true => root.join(place),
+            false => root.join(format!("tests/suite/{place}.rs")),
+        };
+        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        assert!(text.contains(&format!("fn {test}(")), "SECURITY.md names {place}::{test}, which is gone");
+    }
+}
+
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {

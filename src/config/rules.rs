@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::file::{Account as WrittenAccount, Allow, Principal, Source};
 use super::{ConfigError, gid, uid};
-use crate::access::{Account, AccountEmail, Glob, Rule};
+use crate::access::{Account, AccountEmail, Glob, Operation, Rule};
 
 /// Every account, in the order in which they are written. There may be none yet: then nobody is served.
 pub(super) fn accounts(source: Source<'_>, written: Vec<WrittenAccount>) -> Result<Vec<Account>, ConfigError> {
@@ -46,6 +46,7 @@ impl Scope<'_> {
             let remedy = "name at least one user or group: nothing is allowed to everybody";
             return Err(self.source.wrong(written.accounts.span(), "allow", "it names nobody", remedy));
         }
+        self.digests_are_not_limited(&written)?;
         Ok(Rule {
             users: self.people("allow.users", written.users, uid)?,
             groups: self.people("allow.groups", written.groups, gid)?,
@@ -57,6 +58,22 @@ impl Scope<'_> {
             blob_prefixes: written.blob_prefixes.map(|prefixes| self.prefixes(prefixes)).transpose()?,
             max_lifetime: written.max_lifetime.map(|span| span.0),
         })
+    }
+
+    /// A rule that limits what is signed never allows a digest, since nobody can see what it is of.
+    fn digests_are_not_limited(self, written: &Allow) -> Result<(), ConfigError> {
+        let limited = written.audiences.is_some()
+            || written.scopes.is_some()
+            || written.claims.is_some()
+            || written.blob_prefixes.is_some()
+            || written.max_lifetime.is_some();
+        if limited && written.operations.get_ref().contains(&Operation::SignDigest) {
+            let what = "sign-digest is never allowed by a rule that limits what is signed";
+            let remedy =
+                "remove it, or give it a rule of its own without limits: it is as much as all operations together";
+            return Err(self.source.wrong(written.operations.span(), "allow.operations", what, remedy));
+        }
+        Ok(())
     }
 
     fn people(

@@ -347,6 +347,19 @@ fn claims_that_other_conditions_rule() {
 }
 
 #[test]
+fn a_digest_under_limits_that_nobody_can_check() {
+    for limit in
+        ["audiences = [\"*\"]", "scopes = [\"*\"]", "blob_prefixes = [\"a\"]", "max_lifetime = \"1h\"", "claims = {}"]
+    {
+        let rule = format!("operations = [\"sign-digest\"]\n{limit}\n#");
+        assert_says(
+            &refused("operations", &rule),
+            &["line 17: allow.operations: sign-digest is never allowed", "try: remove it"],
+        );
+    }
+}
+
+#[test]
 fn numbers_and_times_out_of_range() {
     for line in
         ["sessions = 0", "sessions = 257", "queue = 0", "queue = 65537", "call_limit = \"0s\"", "call_limit = \"ten\""]
