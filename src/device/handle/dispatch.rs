@@ -197,8 +197,11 @@ impl Dispatcher {
     }
 
     fn on_done(&mut self, job: InFlight, outcome: Result<Answer, DeviceError>) {
-        self.pace.record(job.sent.elapsed(), job.round);
-        self.counters.service_nanos.store(u64::try_from(self.pace.service().as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        if outcome.is_ok() {
+            self.pace.record(job.sent.elapsed(), job.round);
+            let service = u64::try_from(self.pace.service().as_nanos()).unwrap_or(u64::MAX);
+            self.counters.service_nanos.store(service, Relaxed);
+        }
         let Phase::Running(generation) = &mut self.phase else { return };
         let lost = match outcome.and_then(|answer| job.request.verified(answer)) {
             Ok(answer) => {
@@ -216,8 +219,10 @@ impl Dispatcher {
                 job.request.answer(Err(error.clone()));
                 error
             }
-            // A module may not see that a key has come back; a fresh one does.
-            Err(error @ DeviceError::Permanent(_)) if generation.started.elapsed() > jittered(RELOAD) => {
+            // A module may not see that its keys have come back; a fresh one does. Where another key works, it sees.
+            Err(error @ DeviceError::Permanent(_))
+                if !generation.right && generation.started.elapsed() > jittered(RELOAD) =>
+            {
                 job.request.answer(Err(error.clone()));
                 error
             }
@@ -227,17 +232,15 @@ impl Dispatcher {
     }
 
     fn on_time(&mut self) {
-        let now = Instant::now();
+        let (now, limit) = (Instant::now(), self.config.call_limit);
         match &mut self.phase {
             Phase::Resting { until } if *until <= now => self.start(),
             Phase::Latched { look, .. } if *look <= now => self.look_at_latch(),
             Phase::Running(generation) => {
-                let opening = generation.workers == 0 && generation.started + self.config.call_limit <= now;
+                let opening = generation.workers == 0 && generation.started + limit <= now;
                 if opening || self.in_flight.values().any(|job| job.limit <= now) {
-                    let limit = self.config.call_limit;
-                    self.lose(DeviceError::Away(format!(
-                        "a call took longer than {limit:?}, so its process was ended"
-                    )));
+                    let slow = format!("a call took longer than {limit:?}, so its process was ended");
+                    self.lose(DeviceError::Away(slow));
                 }
             }
             _ => {}
@@ -245,17 +248,15 @@ impl Dispatcher {
         self.wake = match &self.phase {
             Phase::Resting { until } => *until,
             Phase::Latched { look, .. } => *look,
-            Phase::Running(generation) if generation.workers == 0 => generation.started + self.config.call_limit,
+            Phase::Running(generation) if generation.workers == 0 => generation.started + limit,
             Phase::Running(_) => self.in_flight.values().map(|job| job.limit).min().unwrap_or(now + FAR),
         };
     }
 
     fn start(&mut self) {
         let Ok(permit) = Arc::clone(&self.processes).try_acquire_owned() else {
-            return self.down(
-                DeviceError::Away("a killed device process has not ended: its device blocks it".to_owned()),
-                PROBE,
-            );
+            let blocked = "a killed device process has not ended: its device blocks it".to_owned();
+            return self.down(DeviceError::Away(blocked), PROBE);
         };
         match DeviceProcess::start(&self.launcher, &self.config, permit) {
             Ok(process) => {
@@ -292,8 +293,9 @@ impl Dispatcher {
         for job in std::mem::take(&mut self.in_flight).into_values().rev() {
             retry(&mut self.queue, job.request, &error);
         }
+        let opened = generation.workers > 0;
         let pause = match error {
-            DeviceError::Permanent(_) | DeviceError::Misconfigured(_) | DeviceError::Unsupported(_) => PROBE,
+            DeviceError::Permanent(_) | DeviceError::Misconfigured(_) if !opened => PROBE,
             _ => SHORTEST_PAUSE.saturating_mul(1 << (self.losses - 1).min(8)).min(LONGEST_PAUSE),
         };
         if matches!(error, DeviceError::PinRefused(_)) {
@@ -301,7 +303,7 @@ impl Dispatcher {
             let seen_closed = matches!(latch::check(&self.config.latch_file), Err(DeviceError::PinRefused(_)));
             self.down(error, PROBE);
             self.phase = Phase::Latched { seen_closed, look: self.wake };
-        } else if generation.workers == 0 || self.losses > 1 {
+        } else if !opened || self.losses > 1 {
             self.down(error, pause);
         } else {
             self.publish(Health::Starting);
