@@ -124,19 +124,22 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             let json = json!({ "device": name, "kind": "pkcs11", "so_pin_file": so_pin_file });
             global.show(&json, format!("{name}: initialised"))
         }
-        DeviceKind::Tpm(tpm) => {
+        DeviceKind::Tpm(_) => {
+            let path = parent_file(config, name);
             let parent = {
                 let _progress = global.progress(format!("Making the parent key in {name}"));
-                device::init(device, None).map_err(|error| explained(error, name))?
+                device::init(device, None)
             };
+            let parent = parent.map_err(|error| match error {
+                DeviceError::Permanent(_) => Failure::from(error).hint(format!(
+                    "put the old TPM back; or, where it was replaced or cleared on purpose, rm {}: its keys are lost",
+                    path.display()
+                )),
+                other => explained(other, name),
+            })?;
             let parent = parent.ok_or_else(|| Failure::new("the TPM told no parent key"))?;
-            let path = parent_file(config, name);
-            if tpm.parent.as_ref().is_some_and(|recorded| *recorded != parent) {
-                return Err(Failure::new(format!("the TPM of {name} is not the one recorded in {}", path.display()))
-                    .hint("put the old TPM back; or, where it was replaced or cleared on purpose, remove that file: its keys are lost"));
-            }
             let written = serde_json::to_vec_pretty(&parent).map_err(io::Error::from).and_then(|json| {
-                fs::create_dir_all(path.parent().unwrap_or(&config.state_dir))?;
+                super::key::private_folder(path.parent().unwrap_or(&config.state_dir))?;
                 file::replace(&path, &json)
             });
             written.map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;

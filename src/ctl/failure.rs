@@ -54,6 +54,13 @@ impl Failure {
         self
     }
 
+    /// Adds what to do about it, where nothing better is known.
+    #[must_use]
+    pub(crate) fn or_hint(mut self, remedy: &str) -> Self {
+        self.remedy.get_or_insert_with(|| remedy.to_owned());
+        self
+    }
+
     /// Puts a device's name where the hint says NAME.
     #[must_use]
     pub(crate) fn naming(mut self, device: &KeyId) -> Self {

@@ -41,7 +41,9 @@ pub(crate) enum Material {
 /// Reads a key file, or standard input where the path is `-`.
 pub(crate) fn read(path: &Path) -> Result<Imported, Failure> {
     let bytes = if path == Path::new("-") { read_stdin()? } else { read_file(path)? };
-    parse(&bytes).map_err(|failure| failure.context(path.display()))
+    parse(&bytes).map_err(|failure| {
+        failure.context(path.display()).or_hint("the file of a private key, whole and as it was made")
+    })
 }
 
 /// The public half of a key.
@@ -63,7 +65,7 @@ fn read_stdin() -> Result<Zeroizing<Vec<u8>>, Failure> {
         )
         .hint("the name of a file of mode 0600; or a pipe from the secret store into signetctl key import -"));
     }
-    bounded(stdin).map_err(|failure| failure.context("standard input"))
+    bounded(stdin).map_err(|failure| failure.context("standard input").or_hint("a key at the other end of the pipe"))
 }
 
 fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
@@ -74,7 +76,7 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
         File::options().read(true).custom_flags(flags).open(path).map_err(|error| match error.raw_os_error() {
             Some(libc::ELOOP) => refused("it is a symbolic link, and whoever owns that could swap the file")
                 .hint(format!("signetctl key import ... \"$(readlink -f {})\"", path.display())),
-            _ => refused(&error.to_string()),
+            _ => refused(&error.to_string()).hint("the path of a file that you may read"),
         })?;
     let metadata = file.metadata().map_err(|error| refused(&error.to_string()))?;
     let kind = metadata.file_type();
@@ -85,14 +87,14 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
         return Err(refused("it is a terminal").hint("a file of mode 0600"));
     }
     if !kind.is_file() {
-        return Err(refused("it is no regular file"));
+        return Err(refused("it is no regular file").hint("a file of mode 0600"));
     }
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(refused(&format!("others may read or write it (mode {mode:04o}), so the key may have leaked"))
             .hint(format!("chmod 600 {}; and think of a new key", path.display())));
     }
-    bounded(file).map_err(|failure| failure.context(path.display()))
+    bounded(file).map_err(|failure| failure.context(path.display()).or_hint("the file of a private key"))
 }
 
 fn bounded(source: impl io::Read) -> Result<Zeroizing<Vec<u8>>, Failure> {
@@ -244,8 +246,8 @@ fn rsa_key(der: &[u8]) -> Result<PrivateKey, Failure> {
     }
     let pkcs8 = pkcs8_der(AlgorithmIdentifierRef { oid: RSA_ENCRYPTION, parameters: Some(AnyRef::NULL) }, der)?;
     // For its consistency check alone: nothing is signed outside of a device.
-    signature::RsaKeyPair::from_pkcs8(&pkcs8).map_err(|rejected| {
-        Failure::usage(format!("the numbers of the key do not belong together ({rejected})"))
+    signature::RsaKeyPair::from_pkcs8(&pkcs8).map_err(|_rejected| {
+        Failure::usage("the numbers of the key do not belong together")
             .hint("the file is damaged: take it from the backup, or make a new key")
     })?;
     let secret = |number: pkcs1::UintRef<'_>| Zeroizing::new(number.as_bytes().to_vec());

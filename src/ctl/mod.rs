@@ -86,8 +86,8 @@ First steps:
   signetctl mint --audience https://pubsub.googleapis.com/       with signetd running
   signetctl doctor                                               when something does not work
 
-Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused by policy, 4 device or daemon unavailable,
-5 a signature or an audit chain does not verify."
+Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused by policy,
+4 device or daemon unavailable, 5 a signature or an audit chain does not verify."
 )]
 struct Cli {
     #[command(flatten)]

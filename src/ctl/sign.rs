@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::json;
 
 use super::failure::Failure;
@@ -59,14 +59,14 @@ pub(crate) struct JwtOptions {
 
 /// Mint a JWT access token for a Google API, and print it
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(group = ArgGroup::new("target").required(true).args(["audience", "scope"]), after_help = "\
 Examples:
   signetctl mint --audience https://pubsub.googleapis.com/
   curl -H \"Authorization: Bearer $(signetctl mint --scope https://www.googleapis.com/auth/devstorage.read_only)\" \\
       https://storage.googleapis.com/storage/v1/b/BUCKET/o")]
 pub(crate) struct MintOptions {
     /// The service, with its final slash
-    #[arg(long, value_name = "URL", required_unless_present = "scope", conflicts_with = "scope")]
+    #[arg(long, value_name = "URL")]
     audience: Option<String>,
     /// An OAuth 2.0 scope; more than one by repeating
     #[arg(long, value_name = "SCOPE", num_args = 1..)]

@@ -40,7 +40,7 @@ Example:
     #[command(after_help = "\
 Examples:
   signetctl key import --device hsm service-account.json
-  vault read -field=key secret/app | signetctl key import --device hsm --account app@project.iam.gserviceaccount.com -")]
+  vault read -field=key secret/app | signetctl key import --device hsm -")]
     Import(create::ImportOptions),
     /// List the keys
     #[command(after_help = "Example:\n  signetctl key list --json | jq -r '.[].kid'")]
@@ -176,7 +176,7 @@ pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Fail
 }
 
 /// Makes a folder for us alone, with those above it, where there is none.
-fn private_folder(path: &Path) -> io::Result<()> {
+pub(super) fn private_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
