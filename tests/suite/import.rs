@@ -1,1 +1,341 @@
-//! To come.
+//! `signetctl key import`: every form of key that it takes, and every bad one that it refuses, named one by one.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use super::support::daemon::ACCOUNT;
+use super::support::desk::{Desk, failed, modulus, openssl};
+use super::support::softhsm::SoftHsm;
+use super::support::swtpm::SwTpm;
+
+/// An RSA key in PKCS#8.
+fn rsa() -> Vec<u8> {
+    openssl(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+}
+
+/// Converts a key on its way through openssl.
+fn converted(desk: &Desk, key: &[u8], arguments: &[&str]) -> Vec<u8> {
+    let path = desk.write("to-convert.pem", key);
+    openssl(arguments.iter().copied().chain(["-in", path.to_str().unwrap()]))
+}
+
+/// The file must be refused with these words, and before any device is touched.
+fn refuses(desk: &Desk, name: &str, contents: &[u8], words: &str) {
+    let path = desk.write(name, contents);
+    desk.refused(&["key", "import", "--device", "tpm", path.to_str().unwrap()], 2, words);
+    assert_eq!(fs::read(&path).unwrap(), contents, "the file was changed");
+}
+
+fn weak(name: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/weak-keys").join(format!("{name}.pem"))).unwrap()
+}
+
+#[test]
+fn weak_keys_are_refused_by_name() {
+    let desk = Desk::bare();
+    for (name, words) in [
+        ("bits-512", "512 bits is too small"),
+        ("bits-1024", "1024 bits is too small"),
+        ("bits-1536", "1536 bits is too small"),
+        ("bits-4160", "4160 bits is too large"),
+        ("exponent-1", "exponent is below 65537"),
+        ("exponent-3", "exponent is below 65537"),
+        ("exponent-even", "exponent is even"),
+        ("same-primes", "both primes are the same"),
+        ("wrong-modulus", "not the product of the primes"),
+        ("wrong-private-exponent", "do not belong together"),
+        ("close-primes", "too close to each other"),
+        ("small-private-exponent", "private exponent is too small"),
+        ("roca", "ROCA"),
+    ] {
+        refuses(&desk, "key.pem", &weak(name), words);
+    }
+}
+
+#[test]
+fn three_primes_are_refused() {
+    let key = openssl([
+        "genpkey",
+        "-quiet",
+        "-algorithm",
+        "RSA",
+        "-pkeyopt",
+        "rsa_keygen_bits:2048",
+        "-pkeyopt",
+        "rsa_keygen_primes:3",
+    ]);
+    refuses(&Desk::bare(), "key.pem", &key, "three or more primes");
+}
+
+#[test]
+fn what_is_no_private_key_is_refused_by_name() {
+    let desk = Desk::bare();
+    let key = rsa();
+    let pkcs1 = converted(&desk, &key, &["rsa", "-traditional"]);
+    let certificate = {
+        let path = desk.write("to-convert.pem", &key);
+        openssl(["req", "-x509", "-subj", "/CN=x", "-key", path.to_str().unwrap()])
+    };
+    let encrypted = converted(&desk, &key, &["pkey", "-aes256", "-passout", "pass:secret"]);
+    let encrypted_pkcs1 = converted(&desk, &key, &["rsa", "-traditional", "-aes256", "-passout", "pass:secret"]);
+    let parameters = openssl(["ecparam", "-name", "prime256v1", "-genkey"]);
+    refuses(&desk, "encrypted.pem", &encrypted, "encrypted");
+    refuses(&desk, "encrypted-pkcs1.pem", &encrypted_pkcs1, "encrypted");
+    refuses(&desk, "public.pem", &converted(&desk, &key, &["pkey", "-pubout"]), "public key");
+    refuses(&desk, "certificate.pem", &certificate, "certificate");
+    refuses(&desk, "two.pem", &[key.clone(), key.clone()].concat(), "several PEM blocks");
+    refuses(&desk, "parameters.pem", &parameters, "several PEM blocks");
+    refuses(&desk, "no-end.pem", &key[..key.len() / 2], "truncated");
+    refuses(
+        &desk,
+        "der.bin",
+        &converted(&desk, &key, &["pkey", "-outform", "DER"]),
+        "neither a JSON key nor a PEM file",
+    );
+    refuses(&desk, "text.txt", b"hello\n", "neither a JSON key nor a PEM file");
+    refuses(&desk, "empty.pem", b"", "empty");
+    refuses(
+        &desk,
+        "openssh.pem",
+        b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n",
+        "OpenSSH",
+    );
+    refuses(
+        &desk,
+        "not-base64.pem",
+        &String::from_utf8(pkcs1.clone()).unwrap().replace("MII", "M!I").into_bytes(),
+        "no base64",
+    );
+    let shortened = String::from_utf8(pkcs1).unwrap();
+    let (first, rest) = shortened.split_at(200);
+    refuses(&desk, "short.pem", [first, &rest[65 * 4..]].concat().as_bytes(), "truncated or malformed");
+    refuses(&desk, "ed25519.pem", &openssl(["genpkey", "-algorithm", "ED25519"]), "1.3.101.112");
+    let p384 = openssl(["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]);
+    refuses(&desk, "p384.pem", &p384, "not on P-256");
+    refuses(&desk, "large.pem", &vec![b'A'; 10 << 20], "over 64 KiB");
+}
+
+#[test]
+fn json_that_is_no_service_account_key_is_refused() {
+    let desk = Desk::bare();
+    refuses(&desk, "user.json", br#"{"type":"authorized_user","refresh_token":"x"}"#, "authorized_user");
+    refuses(&desk, "typeless.json", br#"{"private_key":"x"}"#, "no type");
+    refuses(&desk, "half.json", br#"{"type":"service_account","private_key_id":"x"#, "no whole service-account key");
+    refuses(
+        &desk,
+        "keyless.json",
+        br#"{"type":"service_account","private_key_id":"x","client_email":"a@b"}"#,
+        "no whole service-account key",
+    );
+    refuses(
+        &desk,
+        "twice.json",
+        br#"{"type":"service_account","type":"service_account"}"#,
+        "no whole service-account key",
+    );
+    let bad_kid = service_account(&rsa(), "../x");
+    refuses(&desk, "kid.json", bad_kid.as_bytes(), "private_key_id");
+}
+
+#[test]
+fn an_error_never_quotes_the_key() {
+    let desk = Desk::bare();
+    let path = desk.write(
+        "key.json",
+        br#"{"type":"service_account","private_key":["CANARY"],"private_key_id":"x","client_email":"a@b"}"#,
+    );
+    let stderr = desk.refused(&["key", "import", "--device", "tpm", path.to_str().unwrap()], 2, "no whole");
+    assert!(!stderr.contains("CANARY"), "{stderr}");
+}
+
+#[test]
+fn files_that_others_could_read_or_swap_are_refused() {
+    let desk = Desk::bare();
+    let path = desk.write("key.pem", &rsa());
+    for mode in [0o640, 0o604, 0o620, 0o644] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        desk.refused(&["key", "import", "--device", "tpm", path.to_str().unwrap()], 2, "others may read or write it");
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let link = desk.path("link.pem");
+    symlink(&path, &link).unwrap();
+    desk.refused(&["key", "import", "--device", "tpm", link.to_str().unwrap()], 2, "symbolic link");
+    let fifo = desk.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    desk.refused(&["key", "import", "--device", "tpm", fifo.to_str().unwrap()], 2, "FIFO");
+    failed(
+        &desk.signetctl(["key", "import", "--device", "tpm", desk.folder.path().to_str().unwrap()]).output().unwrap(),
+        2,
+    );
+    failed(&desk.signetctl(["key", "import", "--device", "tpm", "/nowhere/key.pem"]).output().unwrap(), 2);
+}
+
+#[test]
+fn a_key_is_not_taken_from_a_terminal() {
+    let desk = Desk::bare();
+    let command = format!(
+        "{} --config {} key import --device tpm -",
+        env!("CARGO_BIN_EXE_signetctl"),
+        desk.path("signet.toml").display()
+    );
+    // script(1) gives it a terminal.
+    let output = Command::new("script").args(["-qec", &command, "/dev/null"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("not taken from a terminal"));
+}
+
+/// A service-account key as Google hands it out, with a token_uri that would be noticed.
+fn service_account(key: &[u8], kid: &str) -> String {
+    serde_json::json!({
+        "type": "service_account", "project_id": "project", "private_key_id": kid,
+        "private_key": String::from_utf8(key.to_vec()).unwrap(), "client_email": ACCOUNT,
+        "token_uri": "http://127.0.0.1:1/never-followed", "universe_domain": "googleapis.com",
+    })
+    .to_string()
+}
+
+/// Imports every form into a device; each must be there as the same key.
+fn takes_every_form(desk: &Desk, device: &str) {
+    let import = |name: &str, contents: &[u8]| {
+        let path = desk.write(name, contents);
+        let kid = desk.done(&["key", "import", "--device", device, path.to_str().unwrap()]);
+        assert_eq!(fs::read(&path).unwrap(), contents, "the file was changed");
+        (kid, path)
+    };
+    let certificate = |kid: &str| desk.state().join(format!("certificates/{kid}.pem"));
+
+    for (form, edit) in [
+        ("pkcs8", (|text: String| text) as fn(String) -> String),
+        ("crlf", |text| text.replace('\n', "\r\n")),
+        ("no final newline", |text| text.trim_end().to_owned()),
+        ("text around it", |text| format!("Bag Attributes\n{text}\nbye\n")),
+    ] {
+        let key = edit(String::from_utf8(rsa()).unwrap());
+        let (kid, path) = import("key.pem", key.as_bytes());
+        assert_eq!(modulus("x509", &certificate(&kid)), modulus("rsa", &path), "{form}");
+        let verified = openssl(["x509", "-noout", "-subject", "-in", certificate(&kid).to_str().unwrap()]);
+        assert!(!verified.is_empty());
+    }
+    let pkcs1 = converted(desk, &rsa(), &["rsa", "-traditional"]);
+    let (kid, path) = import("pkcs1.pem", &pkcs1);
+    assert_eq!(modulus("x509", &certificate(&kid)), modulus("rsa", &path));
+
+    let key = rsa();
+    let (kid, _) = import("account.json", service_account(&key, "0123456789abcdef0123456789abcdef01234567").as_bytes());
+    assert_eq!(kid, "0123456789abcdef0123456789abcdef01234567", "the kid is Google's own");
+    let path = desk.write("key.pem", &key);
+    assert_eq!(modulus("x509", &certificate(&kid)), modulus("rsa", &path));
+
+    let sec1 = openssl(["ecparam", "-name", "prime256v1", "-genkey", "-noout"]);
+    for key in [sec1, openssl(["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"])] {
+        let (kid, path) = import("ec.pem", &key);
+        let of_key = openssl(["pkey", "-pubout", "-in", path.to_str().unwrap()]);
+        assert_eq!(openssl(["x509", "-noout", "-pubkey", "-in", certificate(&kid).to_str().unwrap()]), of_key);
+    }
+
+    let output = desk.fed(&["key", "import", "--device", device, "-"], &rsa());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    for kid in desk.keys(device).0 {
+        // Self-signed: openssl verifies what the device signed with the imported key.
+        let path = certificate(&kid);
+        let path = path.to_str().unwrap();
+        openssl(["verify", "-check_ss_sig", "-partial_chain", "-trusted", path, path]);
+    }
+}
+
+#[test]
+fn softhsm_takes_every_form() {
+    let Some(token) = SoftHsm::new() else { return };
+    takes_every_form(&Desk::softhsm(&token), "hsm");
+}
+
+#[test]
+fn a_tpm_takes_every_form() {
+    let Some(tpm) = SwTpm::start() else { return };
+    takes_every_form(&Desk::swtpm(&tpm), "tpm");
+}
+
+#[test]
+fn a_tpm_takes_a_tss2_file_and_a_token_does_not() {
+    let Some(tpm) = SwTpm::start() else { return };
+    let desk = Desk::swtpm(&tpm);
+    let kid = desk.done(&["key", "generate", "--device", "tpm"]);
+    let file = fs::read(desk.state().join(format!("keys/{kid}.tss2.pem"))).unwrap();
+    let path = desk.write("key.tss2.pem", &file);
+    desk.done(&["key", "delete", &kid, "--yes", "--force"]);
+    assert_eq!(desk.keys("tpm").0, Vec::<String>::new());
+    let again = desk.done(&["key", "import", "--device", "tpm", path.to_str().unwrap()]);
+    assert_eq!(again, kid, "the same key has the same thumbprint");
+
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let path = desk.write("key.tss2.pem", &file);
+    desk.refused(&["key", "import", "--device", "hsm", path.to_str().unwrap()], 2, "TSS2");
+}
+
+#[test]
+fn a_key_that_is_there_already_leaves_no_second_copy() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let path = desk.write("key.pem", &rsa());
+    let kid = desk.done(&["key", "import", "--device", "hsm", path.to_str().unwrap()]);
+    for kid in ["--kid=another", "--kid=one-more"] {
+        desk.refused(&["key", "import", "--device", "hsm", path.to_str().unwrap(), kid], 2, "in the keyring already");
+    }
+    assert_eq!(desk.keys("hsm"), (vec![kid.clone()], 0));
+    let other = desk.write("other.pem", &rsa());
+    desk.refused(&["key", "import", "--device", "hsm", other.to_str().unwrap(), "--kid", &kid], 2, "already");
+    assert_eq!(desk.keys("hsm"), (vec![kid], 0));
+}
+
+/// `scripts/import-key` at this desk.
+fn import_key(desk: &Desk, arguments: &[&str]) -> std::process::Output {
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/import-key"));
+    command.args(["--config", desk.path("signet.toml").to_str().unwrap()]).args(arguments);
+    command.env("SIGNETCTL", env!("CARGO_BIN_EXE_signetctl")).stdin(std::process::Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn the_script_proves_the_import_and_shreds_only_when_told() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let path = desk.write("account.json", service_account(&rsa(), "0123456789abcdef").as_bytes());
+    let kept = import_key(&desk, &["hsm", path.to_str().unwrap()]);
+    let stdout = String::from_utf8_lossy(&kept.stdout);
+    assert!(kept.status.success(), "{}", String::from_utf8_lossy(&kept.stderr));
+    assert!(stdout.contains("imported: 0123456789abcdef") && stdout.contains("verified: "), "{stdout}");
+    assert!(path.exists(), "nobody told it to shred");
+
+    let path = desk.write("key.pem", &rsa());
+    let shredded = import_key(&desk, &["--shred", "hsm", path.to_str().unwrap()]);
+    assert!(shredded.status.success(), "{}", String::from_utf8_lossy(&shredded.stderr));
+    assert!(!path.exists());
+    assert_eq!(desk.keys("hsm").0.len(), 2);
+}
+
+#[test]
+fn the_script_guards_the_file_and_never_shreds_after_a_failure() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let path = desk.write("key.pem", &rsa());
+    let link = desk.path("link.pem");
+    symlink(&path, &link).unwrap();
+    let weak_key = desk.write("weak.pem", &weak("roca"));
+    let open = desk.write("open.pem", &rsa());
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    for (file, words) in [
+        (link.to_str().unwrap(), "symbolic link"),
+        (open.to_str().unwrap(), "others may read or write"),
+        (weak_key.to_str().unwrap(), "ROCA"),
+        ("-", "standard input"),
+        ("/dev/null", "no regular file"),
+    ] {
+        let output = import_key(&desk, &["--shred", "hsm", file]);
+        assert!(failed(&output, 2).contains(words), "{file}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(link.exists() && open.exists() && weak_key.exists());
+    assert_eq!(desk.keys("hsm"), (vec![], 0));
+}

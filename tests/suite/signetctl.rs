@@ -1,1 +1,409 @@
-//! To come.
+//! The commands of `signetctl`: usage as data in `tests/cmd`, set-up, the life of keys, and what goes wrong on the way.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use signet::keyring::{KeyState, Keyring};
+
+use super::support::daemon::{ACCOUNT, TestDaemon};
+use super::support::desk::{Desk, failed, openssl};
+use super::support::modules::Shim;
+use super::support::softhsm::{LABEL, SoftHsm};
+use super::support::swtpm::SwTpm;
+
+#[test]
+fn usage_is_as_written_down() {
+    trycmd::TestCases::new().case("tests/cmd/*.toml");
+}
+
+#[test]
+fn init_sets_up_a_token_that_a_key_can_be_made_in() {
+    if SoftHsm::new().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("new/signet.toml");
+    let signetctl = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
+        command.arg("--config").arg(&config).args(arguments).env_remove("SOFTHSM2_CONF").output().unwrap()
+    };
+    let made = signetctl(&["init", "--account", ACCOUNT]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    for secret in ["hsm.pin", "hsm.so-pin", "signet.toml"] {
+        let mode = fs::metadata(config.with_file_name(secret)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{secret}");
+    }
+    let generated = signetctl(&["key", "generate", "--device", "hsm"]);
+    assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
+    assert!(String::from_utf8_lossy(&generated.stderr).contains("gcloud iam service-accounts keys upload"));
+
+    // Nobody may use the account before there is a rule.
+    let user = nix::unistd::geteuid().to_string();
+    let arguments = ["policy", "explain", "--user", &user, "--account", ACCOUNT, "--operation", "mint-access-token"];
+    assert_eq!(signetctl(&arguments).status.code(), Some(3));
+
+    // Never over what is there: neither the configuration, nor the PIN, nor the token.
+    let before = fs::read(&config).unwrap();
+    failed(&signetctl(&["init", "--account", ACCOUNT]), 2);
+    assert_eq!(fs::read(&config).unwrap(), before);
+    let again = failed(&signetctl(&["device", "init", "hsm"]), 4);
+    assert!(again.contains("signet"), "{again}");
+}
+
+#[test]
+fn init_that_fails_leaves_nothing_that_keeps_the_next_from_starting() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("signet.toml");
+    let output = Command::new(env!("CARGO_BIN_EXE_signetctl"))
+        .arg("--config")
+        .arg(&config)
+        .args(["init", "--tpm", "swtpm:host=127.0.0.1,port=1", "--account", ACCOUNT])
+        .output()
+        .unwrap();
+    failed(&output, 4);
+    assert!(!config.exists());
+}
+
+#[test]
+fn a_key_lives_from_prepared_to_active_to_retired_to_deleted() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let first = desk.done(&["key", "generate", "--device", "hsm"]);
+    let second = desk.done(&["key", "generate", "--device", "hsm", "--kid", "second", "--algorithm", "ES256"]);
+    let states = || {
+        let keyring = Keyring::load(&desk.state()).unwrap();
+        keyring.keys.iter().map(|key| (key.kid.to_string(), key.state)).collect::<Vec<_>>()
+    };
+    assert_eq!(states(), [(first.clone(), KeyState::Active), (second.clone(), KeyState::Prepared)]);
+
+    desk.refused(&["key", "retire", &first], 1, "only active key");
+    desk.refused(&["key", "delete", &first, "--yes"], 1, "only active key");
+    desk.done(&["key", "activate", "second"]);
+    let newest = Keyring::load(&desk.state()).unwrap().active(&ACCOUNT.parse().unwrap())[0].kid.to_string();
+    assert_eq!(newest, "second", "the newest active key signs");
+    desk.done(&["key", "rename", &first, "from-google"]);
+    assert!(desk.state().join("certificates/from-google.pem").exists());
+    assert!(!desk.state().join(format!("certificates/{first}.pem")).exists());
+    desk.refused(&["key", "rename", "from-google", "second"], 2, "already");
+    desk.done(&["key", "retire", "from-google"]);
+    assert_eq!(states()[0], ("from-google".to_owned(), KeyState::Retired));
+
+    let pem = desk.done(&["key", "certificate", "second", "--days", "7", "--subject", "CN=mine"]);
+    assert_eq!(pem.trim(), fs::read_to_string(desk.state().join("certificates/second.pem")).unwrap().trim());
+    let path = desk.write("second.pem", pem.as_bytes());
+    let subject = openssl(["x509", "-noout", "-subject", "-in", path.to_str().unwrap()]);
+    assert!(String::from_utf8(subject).unwrap().contains("mine"));
+
+    desk.refused(&["key", "delete", "from-google"], 2, "terminal");
+    desk.done(&["key", "delete", "from-google", "--yes"]);
+    assert_eq!(desk.keys("hsm"), (vec!["second".to_owned()], 0));
+    desk.refused(&["key", "show", "from-google"], 2, "no key");
+}
+
+#[test]
+fn a_wrong_pin_is_tried_once_and_never_again_until_unlatched() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let right = fs::read_to_string(token.pin_file()).unwrap();
+    token.write_pin("wrong-pin");
+    for _ in 0..10 {
+        let stderr = desk.refused(&["key", "generate", "--device", "hsm"], 4, "PIN was refused");
+        assert!(stderr.contains("device unlatch hsm"), "{stderr}");
+    }
+    desk.refused(&["device", "unlatch", "hsm"], 1, "still holds the PIN");
+    token.write_pin(&right);
+    desk.refused(&["key", "generate", "--device", "hsm"], 4, "PIN was refused");
+    assert_eq!(desk.done(&["--json", "device", "list"]).matches("PIN refused").count(), 1);
+    desk.done(&["device", "unlatch", "hsm"]);
+    desk.done(&["key", "generate", "--device", "hsm"]);
+}
+
+/// A desk whose token is behind the module that misbehaves as it is told.
+fn shimmed(token: &SoftHsm, shim: &Shim<'_>) -> Desk {
+    let environment: Vec<_> =
+        shim.environment().iter().map(|(name, value)| format!("{name} = {:?}", value.to_str().unwrap())).collect();
+    Desk::new(&format!(
+        "[[device]]\nname = \"hsm\"\nkind = \"pkcs11\"\nmodule = {:?}\ntoken = {LABEL:?}\npin_file = {:?}\nenvironment = {{ SOFTHSM2_CONF = {:?}, {} }}\n",
+        shim.module,
+        token.pin_file(),
+        token.configuration(),
+        environment.join(", ")
+    ))
+}
+
+#[test]
+fn a_device_that_signs_wrongly_gets_no_key_recorded() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let desk = shimmed(&token, &shim);
+    shim.tell("flip");
+    desk.refused_at(&["key", "generate", "--device", "hsm"], "removed from hsm again");
+    let path =
+        desk.write("key.pem", &openssl(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]));
+    desk.refused_at(&["key", "import", "--device", "hsm", path.to_str().unwrap()], "removed from hsm again");
+    shim.tell("");
+    assert_eq!(desk.keys("hsm"), (vec![], 0));
+}
+
+/// Starts a command whose device waits in the middle of it, and interrupts it there; `then` is called once it has said so.
+fn interrupted(desk: &Desk, shim: &Shim<'_>, arguments: &[&str], then: impl FnOnce(Pid)) -> (Option<i32>, String) {
+    shim.tell("wait");
+    let mut child = desk.signetctl(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !shim.waiting().exists() {
+        assert!(Instant::now() < patience && child.try_wait().unwrap().is_none(), "the device was never asked to sign");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    kill(pid, Signal::SIGINT).unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("once more leaves at once") {
+        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    then(pid);
+    stderr.read_to_string(&mut said).unwrap();
+    fs::remove_file(shim.waiting()).unwrap();
+    (child.wait().unwrap().code(), said)
+}
+
+#[test]
+fn ctrl_c_in_the_middle_removes_the_key_again() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let desk = shimmed(&token, &shim);
+    let path =
+        desk.write("key.pem", &openssl(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]));
+    for arguments in
+        [&["key", "generate", "--device", "hsm"][..], &["key", "import", "--device", "hsm", path.to_str().unwrap()]]
+    {
+        let (exit, said) = interrupted(&desk, &shim, arguments, |_pid| shim.tell(""));
+        assert_eq!(exit, Some(1), "{said}");
+        assert!(said.contains("removed from hsm again"), "{said}");
+        assert_eq!(desk.keys("hsm"), (vec![], 0));
+        assert_eq!(fs::read_dir(desk.state().join("certificates")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_leaves_at_once_and_says_where_the_key_may_be() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let desk = shimmed(&token, &shim);
+    let again = |pid| kill(pid, Signal::SIGINT).unwrap();
+    let (exit, said) = interrupted(&desk, &shim, &["key", "generate", "--device", "hsm"], again);
+    assert_eq!(exit, Some(1), "{said}");
+    assert!(said.contains(&format!("hsm under the label {ACCOUNT}")), "{said}");
+    shim.tell("");
+    assert_eq!(desk.keys("hsm"), (vec![], 1), "it is where it was said to be");
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_leaves_no_key() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let first = desk.done(&["key", "generate", "--device", "hsm"]);
+    // A keyring that is longer than any other file that is written: then a limit can hit it alone.
+    let mut keyring = Keyring::load(&desk.state()).unwrap();
+    for number in 0..60 {
+        let mut record = keyring.keys[0].clone();
+        record.kid = format!("old-{number}").parse().unwrap();
+        record.state = KeyState::Retired;
+        keyring.keys.push(record);
+    }
+    keyring.save(&desk.state()).unwrap();
+    let before = fs::read(Keyring::path(&desk.state())).unwrap();
+    let signetctl = desk.signetctl(["key", "generate", "--device", "hsm"]);
+    // The keyring does not fit, the certificate does; then neither does.
+    for limit in ["16000", "600"] {
+        let output = Command::new("env")
+            .args(["--ignore-signal=XFSZ", "prlimit", &format!("--fsize={limit}")])
+            .arg(signetctl.get_program())
+            .args(signetctl.get_args())
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("error: "), "limit {limit}");
+        assert_eq!(fs::read(Keyring::path(&desk.state())).unwrap(), before, "limit {limit}: the keyring was changed");
+        let left = fs::read_dir(desk.state().join("certificates")).unwrap().count();
+        assert_eq!(left, 1, "limit {limit}: a certificate was left");
+    }
+    keyring.keys.truncate(1);
+    keyring.save(&desk.state()).unwrap();
+    assert_eq!(desk.keys("hsm"), (vec![first], 0));
+}
+
+#[test]
+fn a_certificate_that_can_not_be_written_takes_its_key_with_it() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    fs::write(desk.state().join("certificates"), "in the way").unwrap();
+    desk.refused_at(&["key", "generate", "--device", "hsm"], "removed from hsm again");
+    assert_eq!(desk.keys("hsm"), (vec![], 0));
+}
+
+#[test]
+fn a_damaged_keyring_is_refused_and_not_overwritten() {
+    let desk = Desk::bare();
+    for contents in ["{", r#"{"version":2,"keys":[]}"#] {
+        fs::write(Keyring::path(&desk.state()), contents).unwrap();
+        desk.refused(&["key", "list"], 1, "keyring.json");
+        desk.refused(&["key", "activate", "x"], 1, "keyring.json");
+        assert_eq!(fs::read_to_string(Keyring::path(&desk.state())).unwrap(), contents);
+    }
+}
+
+#[test]
+fn another_tpm_is_not_taken_for_the_recorded_one() {
+    let Some(mut tpm) = SwTpm::start() else { return };
+    let desk = Desk::swtpm(&tpm);
+    desk.done(&["device", "init", "tpm"]);
+    tpm.replace();
+    desk.refused_at(&["device", "init", "tpm"], "not the one that was recorded");
+}
+
+#[test]
+fn what_the_daemon_signs_openssl_and_verify_believe() {
+    let Some(token) = SoftHsm::new() else { return };
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&token.toml()));
+    let kid = daemon.signetctl(&["--quiet", "key", "generate", "--device", "hsm"]).trim().to_owned();
+    daemon.spawn();
+    daemon.wait_for_log("serving");
+
+    let certificates = daemon.folder().join("certificates.json");
+    for format in ["x509", "jwks"] {
+        fs::write(&certificates, daemon.signetctl(&["certificates", "--format", format])).unwrap();
+        let path = certificates.to_str().unwrap();
+        let jwt = daemon.signetctl(&["id-token", "--audience", "https://me"]);
+        let claims = daemon.signetctl(&[
+            "verify",
+            "--certificates",
+            path,
+            "--audience",
+            "https://me",
+            "--issuer",
+            ACCOUNT,
+            jwt.trim(),
+        ]);
+        assert!(claims.contains(ACCOUNT), "{claims}");
+        let verify = |jwt: &str, audience: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
+            command
+                .args(["verify", "--certificates", path, "--audience", audience, jwt])
+                .output()
+                .unwrap()
+                .status
+                .code()
+        };
+        assert_eq!(verify(jwt.trim(), "https://you"), Some(5), "another audience");
+        let tampered = jwt.trim().replacen("ey", "eY", 2);
+        assert_eq!(verify(&tampered, "https://me"), Some(5), "a changed JWT");
+    }
+
+    let blob = daemon.folder().join("blob");
+    fs::write(&blob, b"hello\n").unwrap();
+    let signature = daemon.folder().join("signature");
+    let raw = Command::new(env!("CARGO_BIN_EXE_signetctl"))
+        .arg("--config")
+        .arg(daemon.config_file())
+        .args(["sign-blob", "--raw", blob.to_str().unwrap()])
+        .output()
+        .unwrap();
+    fs::write(&signature, raw.stdout).unwrap();
+    let certificate = daemon.state().join(format!("certificates/{kid}.pem"));
+    let public = daemon.folder().join("public.pem");
+    fs::write(&public, openssl(["x509", "-noout", "-pubkey", "-in", certificate.to_str().unwrap()])).unwrap();
+    openssl([
+        "dgst",
+        "-sha256",
+        "-verify",
+        public.to_str().unwrap(),
+        "-signature",
+        signature.to_str().unwrap(),
+        blob.to_str().unwrap(),
+    ]);
+
+    let published = daemon.folder().join("published");
+    daemon.signetctl(&["publish", published.to_str().unwrap(), "--url", "https://keys.example.com"]);
+    let discovery = fs::read_to_string(published.join(ACCOUNT).join(".well-known/openid-configuration")).unwrap();
+    assert!(discovery.contains("https://keys.example.com"), "{discovery}");
+    assert!(fs::read_to_string(published.join(ACCOUNT).join("x509.json")).unwrap().contains(&kid));
+    assert_eq!(fs::metadata(published.join(ACCOUNT).join("jwks.json")).unwrap().permissions().mode() & 0o777, 0o644);
+
+    assert!(daemon.signetctl(&["audit", "verify"]).contains("whole"));
+    let log = fs::read_to_string(daemon.audit_file()).unwrap();
+    let copy = daemon.folder().join("copy.log");
+    fs::write(&copy, log.replacen("mint-id-token", "mint-id-tokem", 1)).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_signetctl"))
+        .args(["audit", "verify", copy.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(5));
+}
+
+#[test]
+fn doctor_finds_what_is_wrong_and_says_how_to_mend_it() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let kid = desk.done(&["key", "generate", "--device", "hsm"]);
+    let doctor = || {
+        let output = desk.signetctl(["--json", "doctor"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "no daemon runs, so there is something to mend");
+        let findings: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let ill = findings.iter().filter(|finding| finding["ok"] == false);
+        assert!(ill.clone().all(|finding| finding["try"].is_string()), "{findings:?}");
+        ill.map(|finding| finding["what"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let found = |words: &str| {
+        let ill = doctor();
+        assert!(ill.iter().any(|what| what.contains(words)), "{words:?} is not among {ill:?}");
+    };
+    let healthy = doctor();
+    assert!(healthy.iter().all(|what| what.contains("no rule") || what.contains("no socket")), "{healthy:?}");
+
+    fs::remove_file(desk.state().join(format!("certificates/{kid}.pem"))).unwrap();
+    found("certificate is missing");
+    desk.done(&["key", "certificate", &kid, "--days", "5"]);
+    found("certificate ends");
+    fs::set_permissions(desk.state(), fs::Permissions::from_mode(0o755)).unwrap();
+    found("others may look into the state folder");
+    fs::set_permissions(desk.state(), fs::Permissions::from_mode(0o700)).unwrap();
+
+    let right = fs::read_to_string(token.pin_file()).unwrap();
+    token.write_pin("wrong-pin");
+    found("PIN was refused");
+    token.write_pin(&right);
+    found("PIN was refused");
+    desk.done(&["device", "unlatch", "hsm"]);
+
+    let (_, orphans) = desk.keys("hsm");
+    assert_eq!(orphans, 0);
+    fs::remove_dir_all(token.directory.join("tokens")).unwrap();
+    fs::create_dir(token.directory.join("tokens")).unwrap();
+    found("device hsm");
+}
+
+#[test]
+fn verify_follows_no_redirect_to_another_host() {
+    use std::io::Write as _;
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request).unwrap();
+        stream.write_all(b"HTTP/1.1 302 Found\r\nLocation: http://localhost:1/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_signetctl"))
+        .args(["verify", "--certificates", &format!("http://127.0.0.1:{port}/certs"), "a.b.c"])
+        .env("NO_PROXY", "*")
+        .output()
+        .unwrap();
+    server.join().unwrap();
+    assert!(failed(&output, 4).contains("redirects to another host"));
+}

@@ -1,6 +1,7 @@
 //! What the tests run against.
 
 pub(crate) mod daemon;
+pub(crate) mod desk;
 pub(crate) mod fake;
 pub(crate) mod keys;
 pub(crate) mod modules;

@@ -85,6 +85,11 @@ impl<'a> Shim<'a> {
         [("SHIM_MODULE", self.token.module.as_os_str()), ("SHIM_CONTROL", self.control.as_os_str())]
     }
 
+    /// The file that is there once a call waits, as it was told.
+    pub(crate) fn waiting(&self) -> PathBuf {
+        self.control.with_extension("control.waiting")
+    }
+
     /// Misbehaves from now on as `shim.c` says; empty: not at all.
     pub(crate) fn tell(&self, fault: &str) {
         fs::write(&self.control, fault).unwrap();

@@ -6,6 +6,7 @@
  *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
  *   flip                               C_Sign flips a bit of the signature
  *   hang | crash                       C_Sign does
+ *   wait                               C_Sign makes the file SHIM_CONTROL.waiting and goes on when it is told otherwise
  */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -58,6 +59,13 @@ static ulong_t close_session(ulong_t session) {
 static ulong_t sign(ulong_t session, char *data, ulong_t length, char *signature, ulong_t *signature_length) {
     ulong_t code;
     while (told("hang", NULL)) pause();
+    while (told("wait", NULL)) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s.waiting", getenv("SHIM_CONTROL"));
+        FILE *file = fopen(path, "w");
+        if (file) fclose(file);
+        usleep(2000);
+    }
     if (told("crash", NULL)) abort();
     ulong_t rv = ((ulong_t (*)(ulong_t, char *, ulong_t, char *, ulong_t *))real.function[SIGN])(
         session, data, length, signature, signature_length);
