@@ -20,7 +20,7 @@ use crate::access::AccountEmail;
 ///
 /// Writes a commented configuration (--config says where) and a random PIN file of mode 0600 next to it, never over existing
 /// ones, and then does what `device init` does. The account that it configures can be used by nobody until you add an
-/// [[allow]] rule, or name a user with --allow-user.
+/// `[[allow]]` rule, or name a user with --allow-user.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
