@@ -247,6 +247,27 @@ async fn a_deadline_is_kept_and_called_one() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let stalled = Stalled::new(device[0]);
+    let mut client = daemon.client();
+    client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
+    let mut idle = daemon.client();
+    idle.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
+    let call = tokio::spawn(async move { client.sign_blob(payload(b"message")).await });
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for_log("stopping");
+    while daemon.socket().exists() {
+        tokio::task::yield_now().await;
+    }
+    drop(stalled);
+    call.await.unwrap().unwrap();
+    assert!(daemon.wait().success());
+    drop(idle);
+}
+
+#[tokio::test]
 async fn a_caller_that_hangs_up_leaves_a_record_and_so_does_every_reply_before_kill_9() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };
     let mut replies = 0;
