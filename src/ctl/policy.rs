@@ -11,6 +11,8 @@ use super::failure::{Exit, Failure};
 use super::{Global, read, table};
 use crate::access::{AccountEmail, Caller, Operation, Request};
 use crate::jwt::claims::Claims;
+use crate::jwt::jws::Shape;
+use crate::jwt::shape_of;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
@@ -57,13 +59,25 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
     let config = global.load()?;
     let caller = caller(&options.user)?;
     let blob = options.blob.as_deref().map(|path| read(path, 1 << 20)).transpose()?;
-    let claims = options.claims.as_deref().map(|path| -> Result<Claims, Failure> {
-        let bytes = read(path, 64 << 10)?;
-        let text = std::str::from_utf8(&bytes).map_err(Failure::usage)?;
-        Claims::parse(text).map_err(|error| Failure::usage(error).context(path.display()))
-    });
-    let claims = claims.transpose()?;
     let now = SystemTime::now();
+    let claims = match (&options.claims, &blob) {
+        (Some(_), _) if options.operation != Operation::SignJwt => {
+            return Err(Failure::usage("only sign-jwt takes claims").hint("--audience or --scope"));
+        }
+        (Some(path), _) => {
+            let text = String::from_utf8(read(path, 64 << 10)?).map_err(Failure::usage)?;
+            Some(Claims::parse(&text).map_err(|error| Failure::usage(error).context(path.display()))?)
+        }
+        // The daemon judges a blob that is a JWT's signing input by its claims, and refuses what only looks like one.
+        (None, Some(blob)) if options.operation == Operation::SignBlob => match shape_of(blob, &options.account, now) {
+            Shape::Blob => None,
+            Shape::Jwt(claims) => Some(claims),
+            Shape::Refused(reason) => {
+                return Err(Failure::with(Exit::Refused, reason).hint("signetctl sign-jwt signs claims"));
+            }
+        },
+        (None, _) => None,
+    };
     let mut request = Request {
         account: &options.account,
         operation: options.operation,
@@ -75,8 +89,10 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
     };
     if let Some(claims) = &claims {
         let of_claims = claims.request(&options.account, now);
-        request =
-            Request { operation: options.operation, lifetime: of_claims.lifetime.or(request.lifetime), ..of_claims };
+        request = Request { lifetime: of_claims.lifetime.or(request.lifetime), ..of_claims };
+        if options.operation == Operation::SignBlob {
+            global.note("The blob is the signing input of a JWT: it is judged as sign-jwt.");
+        }
     }
 
     let verdicts = config.policy.explain(&caller, &request);

@@ -121,7 +121,9 @@ enum Format {
 }
 
 pub(crate) fn blob(options: BlobOptions, global: &Global) -> Result<(), Failure> {
-    let bytes = read(&options.file, 1 << 20)?;
+    let bytes = read(&options.file, 1 << 20).map_err(|failure| {
+        failure.or_hint("for more than 1 MiB: openssl dgst -sha256 -binary FILE | signetctl sign-blob --digest -")
+    })?;
     let input = if options.digest { Input::Digest(bytes.into()) } else { Input::Payload(bytes.into()) };
     let algorithm = options.algorithm.map_or(proto::Algorithm::Unspecified, wire_algorithm);
     let request =

@@ -140,6 +140,16 @@ fn json_that_is_no_service_account_key_is_refused() {
 }
 
 #[test]
+fn a_key_of_one_account_is_not_taken_for_another() {
+    let desk = Desk::bare();
+    let path = desk.write("key.json", service_account(&rsa(), "0123").as_bytes());
+    let other = "other@project.iam.gserviceaccount.com";
+    desk.refused(&["key", "import", "--device", "tpm", "--account", other, path.to_str().unwrap()], 2, "not other@");
+    let path = desk.write("key.json", service_account(&rsa(), "0123").replace(ACCOUNT, other).as_bytes());
+    desk.refused(&["key", "import", "--device", "tpm", path.to_str().unwrap()], 2, "no account other@");
+}
+
+#[test]
 fn an_error_never_quotes_the_key() {
     let desk = Desk::bare();
     let path = desk.write(

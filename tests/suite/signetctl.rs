@@ -106,6 +106,61 @@ fn a_key_lives_from_prepared_to_active_to_retired_to_deleted() {
 }
 
 #[test]
+fn a_key_whose_device_is_gone_can_be_forgotten() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let kid = desk.done(&["key", "generate", "--device", "hsm"]);
+    fs::rename(token.directory.join("tokens"), token.directory.join("lost")).unwrap();
+    fs::create_dir(token.directory.join("tokens")).unwrap();
+    let output = desk.signetctl(["key", "delete", &kid, "--yes", "--force"]).output().unwrap();
+    assert!(!output.status.success(), "what is not there was deleted");
+    desk.done(&["key", "delete", &kid, "--yes", "--force", "--forget"]);
+    assert_eq!(desk.done(&["--json", "key", "list"]), "[]");
+}
+
+#[test]
+fn nobody_but_the_owner_of_the_state_folder_writes_into_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let desk = Desk::bare();
+    nix::unistd::chown(&desk.state(), Some(65_534.into()), None).unwrap();
+    let stderr = desk.refused(&["key", "activate", "x"], 2, "belongs to");
+    assert!(stderr.contains("sudo -u"), "{stderr}");
+    assert_eq!(fs::read_dir(desk.state()).unwrap().count(), 0);
+}
+
+#[test]
+fn explain_names_the_rule_and_sees_through_a_blob() {
+    let desk = Desk::bare();
+    let user = nix::unistd::geteuid().to_string();
+    let config = fs::read_to_string(desk.path("signet.toml")).unwrap();
+    let rules = format!(
+        "[[allow]]\nusers = [{user}]\naccounts = [\"{ACCOUNT}\"]\noperations = [\"mint-access-token\"]\naudiences = [\"https://pubsub.googleapis.com/\"]\n\
+         [[allow]]\nusers = [{user}]\naccounts = [\"{ACCOUNT}\"]\noperations = [\"sign-blob\"]\n"
+    );
+    desk.write("signet.toml", (config + &rules).as_bytes());
+    let explain = |more: &[&str]| {
+        let start = ["policy", "explain", "--user", &user, "--account", ACCOUNT];
+        let output = desk.signetctl(start.iter().chain(more)).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+    };
+    let mint = |audience| explain(&["--operation", "mint-access-token", "--audience", audience]);
+    let (exit, told) = mint("https://pubsub.googleapis.com/");
+    assert!(exit == 0 && told.contains("allowed by rule 1"), "{told}");
+    let (exit, told) = mint("https://storage.googleapis.com/");
+    assert!(exit == 3 && told.contains("an audience matches none of its audiences"), "{told}");
+
+    let blob = desk.write("blob", b"hello");
+    let sign = |path: &std::path::Path| explain(&["--operation", "sign-blob", "--blob", path.to_str().unwrap()]);
+    let (exit, told) = sign(&blob);
+    assert!(exit == 0 && told.contains("allowed by rule 2"), "{told}");
+    let disguised = desk.write("disguised", b"eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJ4In0");
+    assert_eq!(sign(&disguised).0, 3, "a JWT in a blob is no blob");
+}
+
+#[test]
 fn a_wrong_pin_is_tried_once_and_never_again_until_unlatched() {
     let Some(token) = SoftHsm::new() else { return };
     let desk = Desk::softhsm(&token);

@@ -100,6 +100,12 @@ pub(super) fn generate(options: GenerateOptions, global: &Global, config: &Confi
 pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -> Result<(), Failure> {
     let device_config = device::prepare(global, config, &options.device)?;
     let imported = import::read(&options.file)?;
+    if let (Some(given), Some(its)) = (&options.account, &imported.account)
+        && given != its
+    {
+        return Err(Failure::usage(format!("the key in {} is {its}'s, not {given}'s", options.file.display()))
+            .hint("leave --account away"));
+    }
     let account = account(config, options.account.or(imported.account))?;
     let persistent = options.common.persistent;
     let enrolment = |key_type: Option<KeyType>| {

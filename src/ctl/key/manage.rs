@@ -68,6 +68,9 @@ pub(crate) struct DeleteOptions {
     /// Even where it is the account's only active key: nothing is signed for the account then
     #[arg(long)]
     force: bool,
+    /// Only forget it: the device is gone, or the key is to stay in it
+    #[arg(long)]
+    forget: bool,
 }
 
 pub(super) fn list(options: &ListOptions, global: &Global, config: &Config) -> Result<(), Failure> {
@@ -222,17 +225,24 @@ pub(super) fn delete(options: &DeleteOptions, global: &Global, config: &Config) 
     let mut keyring = Keyring::load(&config.state_dir)?;
     let key = find(&mut keyring, &options.kid)?.clone();
     guard_last(&keyring, &options.kid, options.force)?;
-    device::prepare(global, config, &key.device)?;
-    if !options.yes {
-        confirm(&format!("Destroy the key {} of {} in {} for ever?", key.kid, key.account, key.device))?;
-    }
-    let mut opened = device::open(global, config, &key.device, None)?;
+    let what = if options.forget { "Forget" } else { "Destroy" };
+    let question = format!("{what} the key {} of {} in {} for ever?", key.kid, key.account, key.device);
+    let opened = if options.forget {
+        confirm(options, &question)?;
+        None
+    } else {
+        device::prepare(global, config, &key.device)?;
+        confirm(options, &question)?;
+        Some(device::open(global, config, &key.device, None)?)
+    };
     let _lock = lock(global, config)?;
     // Read again under the lock: another signetctl may have changed it meanwhile.
     let mut keyring = Keyring::load(&config.state_dir)?;
     guard_last(&keyring, &options.kid, options.force)?;
     // The record goes last: until then, the command can be repeated.
-    opened.delete(&key.locator).map_err(|error| explained(error, &key.device))?;
+    if let Some(mut opened) = opened {
+        opened.delete(&key.locator).map_err(|error| explained(error, &key.device))?;
+    }
     keyring.keys.retain(|other| other.kid != key.kid);
     keyring.save(&config.state_dir)?;
     discard(&certificate_path(config, &key.kid))?;
@@ -253,7 +263,10 @@ fn guard_last(keyring: &Keyring, kid: &KeyId, force: bool) -> Result<(), Failure
         .hint("activate another one first (signetctl key activate); or --force"))
 }
 
-fn confirm(question: &str) -> Result<(), Failure> {
+fn confirm(options: &DeleteOptions, question: &str) -> Result<(), Failure> {
+    if options.yes {
+        return Ok(());
+    }
     if !io::stdin().is_terminal() {
         return Err(Failure::usage("this asks on a terminal, and there is none").hint("--yes"));
     }

@@ -5,13 +5,14 @@ mod manage;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{User, geteuid};
 
 pub(super) use self::manage::expiry;
 use super::Global;
@@ -37,6 +38,9 @@ Example:
     ///
     /// Takes a service-account JSON key, a PEM private key (PKCS#8, PKCS#1, SEC1) or, for a TPM, a TSS2 PRIVATE KEY file. The
     /// key is checked, put into the device, tried there, and only then recorded. The file is never changed or removed.
+    ///
+    /// Weak keys are refused: too small, with a bad exponent, close primes, or the fingerprint of ROCA. Not looked for are the
+    /// keys that Debian's OpenSSL made in 2006 to 2008: a key of those years should be replaced.
     #[command(after_help = "\
 Examples:
   signetctl key import --device hsm service-account.json
@@ -164,6 +168,16 @@ pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Fail
     let path = config.state_dir.join(".lock");
     let open = || File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
     private_folder(&config.state_dir).map_err(failed)?;
+    let owner = fs::metadata(&config.state_dir).map_err(failed)?.uid();
+    if owner != geteuid().as_raw() {
+        // Root's files of mode 0600 would shut signetd out of its own keyring.
+        let name = User::from_uid(owner.into()).ok().flatten().map_or_else(|| format!("#{owner}"), |user| user.name);
+        return Err(Failure::usage(format!(
+            "{} belongs to {name}, who must be able to read what is written there",
+            config.state_dir.display()
+        ))
+        .hint(format!("sudo -u {name} signetctl ...")));
+    }
     let file = open().map_err(failed)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
