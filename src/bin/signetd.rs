@@ -1,6 +1,6 @@
 //! The Signet daemon: arguments -> configuration -> [`signet::daemon`] -> exit code.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -93,11 +93,61 @@ fn log_to_stderr(arguments: &Arguments) -> anyhow::Result<()> {
     let level = arguments.log.parse::<tracing::Level>();
     let directives = level.map_or_else(|_directives| arguments.log.clone(), |level| format!("warn,signet={level}"));
     let filter = EnvFilter::try_new(directives).with_context(|| format!("--log {}", arguments.log))?;
-    let terminal = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    let ansi = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || Escaped { ansi }).with_ansi(ansi);
     match arguments.log_format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.with_target(false).init(),
     }
     Ok(())
+}
+
+/// Standard error, without the control characters that a text from elsewhere might bring: a line is a line.
+struct Escaped {
+    /// Whether colours are ours: then tracing-subscriber escapes those of others.
+    ansi: bool,
+}
+
+impl Write for Escaped {
+    /// Takes one event, which ends with its newline.
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        std::io::stderr().lock().write_all(&escaped(event, self.ansi))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn escaped(event: &[u8], ansi: bool) -> Vec<u8> {
+    let line = event.strip_suffix(b"\n").unwrap_or(event);
+    let mut escaped = Vec::with_capacity(event.len());
+    for byte in line {
+        if byte.is_ascii_control() && !(ansi && *byte == b'\x1b') {
+            escaped.extend(byte.escape_ascii());
+        } else {
+            escaped.push(*byte);
+        }
+    }
+    escaped.push(b'\n');
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_from_elsewhere_forges_no_line() {
+        let event = b"INFO took account=a\r\n2026 ERROR forged \x1b[31m\0\n";
+        assert_eq!(
+            escaped(event, false),
+            br"INFO took account=a\r\n2026 ERROR forged \x1b[31m\x00"[..]
+                .iter()
+                .chain(b"\n")
+                .copied()
+                .collect::<Vec<_>>()
+        );
+    }
 }

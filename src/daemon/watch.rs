@@ -96,11 +96,12 @@ impl Watch {
             }
         }
         seen.checks.clear();
-        let at_start = (&config.devices, &config.listen, &config.audit, &config.state_dir);
-        if at_start != (&self.config.devices, &self.config.listen, &self.config.audit, &self.config.state_dir) {
-            tracing::warn!(
-                "devices, sockets, audit log or state directory changed in the configuration: restart signetd for these"
-            );
+        let fixed = |config: &Config| {
+            let Config { devices, listen, audit, state_dir, max_client_cache_time, .. } = config.clone();
+            (devices, listen, audit, state_dir, max_client_cache_time)
+        };
+        if fixed(&config) != fixed(&self.config) {
+            tracing::warn!("more than accounts and rules changed in the configuration: restart signetd for the rest");
         }
         self.signer.set_policy(config.policy);
         tracing::info!("reloaded accounts, rules and keyring");

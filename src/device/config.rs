@@ -76,6 +76,10 @@ pub struct TpmConfig {
     pub parent: Option<TpmParent>,
 }
 
+/// The variable that keeps the TSS from printing its own errors beside ours, in the process that opens a TPM. One that is
+/// set already stays as it is.
+pub const QUIET_TSS: (&str, &str) = ("TSS2_LOG", "all+none");
+
 /// How TPM commands are authorised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

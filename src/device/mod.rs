@@ -15,7 +15,7 @@ pub mod tpm;
 pub mod tss2;
 mod wire;
 
-pub use config::{DeviceConfig, DeviceKind, Pkcs11Config, TokenSelector, TpmConfig, TpmParent, TpmSession};
+pub use config::{DeviceConfig, DeviceKind, Pkcs11Config, QUIET_TSS, TokenSelector, TpmConfig, TpmParent, TpmSession};
 
 use std::fmt;
 use std::path::Path;

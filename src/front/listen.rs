@@ -28,6 +28,7 @@ pub struct Listener {
     path: PathBuf,
     inode: (u64, u64),
     connections: Connections,
+    told: Told,
     /// Held for as long as the socket is ours: whoever has the lock may take a stale socket's place.
     _lock: Flock<File>,
 }
@@ -114,7 +115,14 @@ impl Listener {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io)?;
         let metadata = fs::symlink_metadata(path).map_err(io)?;
         let inode = (metadata.dev(), metadata.ino());
-        Ok(Self { socket, path: path.to_owned(), inode, connections: Connections::default(), _lock: lock })
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+            inode,
+            connections: Connections::default(),
+            told: Told::default(),
+            _lock: lock,
+        })
     }
 
     /// The next connection within the limits. Connections beyond them are closed at once.
@@ -128,7 +136,9 @@ impl Listener {
                 }
                 Err(error) => {
                     // At the limit of open files accept fails at once, again and again.
-                    tracing::warn!(%error, "can't accept a connection; trying again");
+                    if self.told.may_tell() {
+                        tracing::warn!(%error, "can't accept a connection; trying again");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -144,7 +154,9 @@ impl Listener {
             }
         };
         let Some(place) = self.connections.admit(caller.uid) else {
-            tracing::warn!(uid = caller.uid, pid = caller.pid, "closed a connection: too many are open");
+            if self.told.may_tell() {
+                tracing::warn!(uid = caller.uid, pid = caller.pid, "closed a connection: too many are open");
+            }
             return None;
         };
         let idle = Box::pin(tokio::time::sleep(FIRST_BYTES));
@@ -254,6 +266,21 @@ impl Drop for Place {
     }
 }
 
+/// When callers' doing was last told: they must not be able to fill the log.
+#[derive(Debug, Default)]
+struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    fn may_tell(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|last| last.elapsed() >= TELL_AGAIN);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
+    }
+}
+
 /// An admitted connection: knows its peer, and ends when nothing moves for too long.
 #[derive(Debug)]
 pub struct Connection {
@@ -324,5 +351,41 @@ const LONGEST_PATH: usize = 107;
 const MOST: usize = 256;
 const MOST_OF_A_USER: usize = 32;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 const FIRST_BYTES: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_two_that_race_for_a_stale_socket_exactly_one_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..200 {
+            let path = folder.path().join(format!("{round}.sock"));
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            let bind = || {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || Listener::bind(&path, 0o600, None))
+            };
+            let (first, second) = tokio::join!(bind(), bind());
+            let (first, second) = (first.unwrap(), second.unwrap());
+            assert!(first.is_ok() != second.is_ok(), "round {round}: {first:?}, {second:?}");
+            std::os::unix::net::UnixStream::connect(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_user_has_a_share_of_the_connections_and_all_have_an_end() {
+        let connections = Connections::default();
+        let places: Vec<_> = (0..MOST_OF_A_USER).map(|_| connections.admit(1).unwrap()).collect();
+        assert!(connections.admit(1).is_none());
+        let users = u32::try_from(MOST / MOST_OF_A_USER).unwrap();
+        let others: Vec<_> = (2..=users).flat_map(|uid| (0..MOST_OF_A_USER).map(move |_| uid)).collect();
+        let others: Vec<_> = others.into_iter().map(|uid| connections.admit(uid).unwrap()).collect();
+        assert!(connections.admit(99).is_none(), "there is no room for anybody");
+        drop((places, others));
+        assert!(connections.admit(1).is_some() && connections.0.lock().unwrap().is_empty());
+    }
+}

@@ -361,3 +361,21 @@ async fn connections_beyond_a_users_share_are_closed_and_others_still_served() {
     drop(idle);
     daemon.client().get_public_certificates(request).await.ok();
 }
+
+#[tokio::test]
+async fn at_the_limit_of_open_files_the_daemon_waits_and_then_serves() {
+    let daemon = absent();
+    let request = proto::GetPublicCertificatesRequest { account: String::new() };
+    daemon.wait_for_log("the device can't be used");
+    let limit = |files: &str| {
+        let pid = daemon.pid().to_string();
+        let set = std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={files}:")]).status();
+        assert!(set.unwrap().success());
+    };
+    limit("3");
+    let waiting = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+    daemon.wait_for_log("can't accept a connection");
+    limit("512");
+    daemon.client().get_public_certificates(request).await.unwrap();
+    drop(waiting);
+}

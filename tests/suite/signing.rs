@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -247,37 +249,74 @@ async fn a_deadline_is_kept_and_called_one() {
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_leaves_a_record_and_so_does_every_reply_before_kill_9() {
+async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };
-    let mut replies = 0;
-    for round in 0..4_u64 {
-        let calls: Vec<_> = (0..50)
-            .map(|call| {
-                let mut client = daemon.client();
-                let patience = Duration::from_millis((call % 10) * 3 + round);
-                tokio::spawn(async move {
-                    let answer = client.sign_blob(payload(b"message"));
-                    // Some hang up in the middle.
-                    if call % 2 == 0 {
-                        answer.await.is_ok()
-                    } else {
-                        tokio::time::timeout(patience, answer).await.is_ok_and(|answer| answer.is_ok())
-                    }
-                })
+    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let stalled = Stalled::new(device[0]);
+    let mut client = daemon.client();
+    client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
+    let mut idle = daemon.client();
+    idle.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
+    let call = tokio::spawn(async move { client.sign_blob(payload(b"message")).await });
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for_log("stopping");
+    while daemon.socket().exists() {
+        tokio::task::yield_now().await;
+    }
+    drop(stalled);
+    call.await.unwrap().unwrap();
+    assert!(daemon.wait().success());
+    drop(idle);
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_leaves_a_record() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let stalled = Stalled::new(device[0]);
+    let mut client = daemon.client();
+    client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_millis(200), client.sign_blob(payload(b"message"))).await;
+    assert!(answer.is_err(), "the device stands still");
+    drop(client);
+    let recorded = async {
+        while daemon.audit().last().unwrap()["outcome"] != "CALLER_GONE" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), recorded).await.unwrap();
+    drop(stalled);
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let outcomes: Vec<_> = daemon.audit().into_iter().map(|line| line["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["OK", "CALLER_GONE", "OK"]);
+}
+
+#[tokio::test]
+async fn every_reply_before_kill_9_has_its_record() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    let replies = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..16)
+        .map(|_| {
+            let (mut client, replies) = (daemon.client(), Arc::clone(&replies));
+            tokio::spawn(async move {
+                while client.sign_blob(payload(b"message")).await.is_ok() {
+                    replies.fetch_add(1, Ordering::Relaxed);
+                }
             })
-            .collect();
-        if round == 3 {
-            daemon.signal(Signal::SIGKILL);
-        }
-        for call in calls {
-            replies += usize::from(call.await.unwrap());
-        }
+        })
+        .collect();
+    while replies.load(Ordering::Relaxed) < 200 {
+        tokio::task::yield_now().await;
+    }
+    daemon.signal(Signal::SIGKILL);
+    for caller in callers {
+        caller.await.unwrap();
     }
     daemon.wait();
     daemon.spawn();
     daemon.wait_for_health(ServingStatus::Serving).await;
-    let log = daemon.audit();
-    let records = log.iter().filter(|line| line["outcome"] == "OK").count();
-    assert!(replies > 0 && records >= replies, "{records} records of {replies} replies");
-    assert!(log.iter().any(|line| line["outcome"] == "CALLER_GONE"), "no one hung up in the middle");
+    let records = daemon.audit().iter().filter(|line| line["outcome"] == "OK").count();
+    let replies = replies.load(Ordering::Relaxed);
+    assert!(records >= replies, "{records} records of {replies} replies");
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
 }

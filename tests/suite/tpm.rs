@@ -159,6 +159,38 @@ fn sessions_are_renewed_without_losing_a_request() {
     assert_eq!(Renewal::default().signatures, 10_000);
 }
 
+/// Makes and deletes keys in the TPM that `SIGNET_TEST_TCTI` names, such as `device` in a virtual machine.
+#[test]
+#[ignore = "changes this machine's TPM"]
+fn the_tpm_of_this_machine_is_a_device() {
+    let tcti = std::env::var("SIGNET_TEST_TCTI").expect("SIGNET_TEST_TCTI says which TPM");
+    let settings = TpmSettings::initialised(&tcti, Some(AUTH));
+    let made = [(Algorithm::Rs256, true), (Algorithm::Rs256, false), (Algorithm::Es256, true)]
+        .map(|(algorithm, persistent)| generated(&settings, algorithm, persistent));
+    let keys = made.clone().map(|key| (key.locator, key.public_key));
+    contract(&mut *opened(&settings), &keys, &KeyLocator::Handle(0x8100_0777));
+    let mut provision = tpm::provision(&settings.device, &settings.tpm, true).unwrap();
+    let imported = provision.import(&keys::rsa(), "imported").unwrap();
+    signs(&mut *provision, &imported.locator, &imported.public_key, Algorithm::Rs256);
+    for key in made.iter().chain([&imported]) {
+        provision.delete(&key.locator).unwrap();
+    }
+    println!("{:#?}", provision.describe().unwrap());
+}
+
+/// In the field sessions broke after some 65,000 uses.
+#[test]
+#[ignore = "takes minutes: scripts/soak runs it"]
+fn seventy_thousand_signatures_in_one_run() {
+    let Some(swtpm) = SwTpm::start() else { return };
+    let settings = TpmSettings::initialised(&swtpm.tcti(), Some(AUTH));
+    let key = generated(&settings, Algorithm::Es256, false);
+    let mut device = opened(&settings);
+    for _ in 0..70_001 {
+        signs(&mut *device, &key.locator, &key.public_key, Algorithm::Es256);
+    }
+}
+
 #[test]
 fn a_wrong_auth_value_is_tried_once() {
     let Some(swtpm) = SwTpm::start() else { return };

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Launcher;
 use crate::device::wire::{self, BadFrame, Frames, Report};
-use crate::device::{DeviceConfig, DeviceError, DeviceKind};
+use crate::device::{DeviceConfig, DeviceError, DeviceKind, QUIET_TSS};
 
 /// A device process and its pipe. Dropping it kills the process, and waits for nothing: one that the kernel holds in a
 /// device's driver dies minutes later.
@@ -44,10 +44,16 @@ impl DeviceProcess {
             // Ctrl-C is for the daemon, which still drains.
             .process_group(0)
             .kill_on_drop(true);
-        if let DeviceKind::Pkcs11(pkcs11) = &config.kind
-            && let Some(environment) = &pkcs11.environment
-        {
-            command.env_clear().envs(environment);
+        match &config.kind {
+            DeviceKind::Pkcs11(pkcs11) => {
+                if let Some(environment) = &pkcs11.environment {
+                    command.env_clear().envs(environment);
+                }
+            }
+            DeviceKind::Tpm(_) => {
+                let (variable, quiet) = QUIET_TSS;
+                command.env(variable, std::env::var_os(variable).unwrap_or_else(|| quiet.into()));
+            }
         }
         let child = command.spawn().map_err(failed)?;
         let mut process = Self {

@@ -4,6 +4,7 @@ mod limits;
 mod signer;
 mod status;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ impl Connected for Connection {
     }
 }
 
-/// Serves until `stop` is done; then accepts nothing more and lets the requests on their way finish.
+/// Serves until `stop` is done; then the socket is gone, and the requests on their way finish.
 ///
 /// # Errors
 /// Where the server can't be set up.
@@ -49,18 +50,26 @@ pub async fn serve(
         .add_service(health.service())
         .add_service(status::reflection().build_v1()?)
         .add_service(status::reflection().build_v1alpha()?)
-        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop);
-    let accept = async {
-        loop {
-            let connection = listener.accept().await;
-            if accepted.send(Ok::<_, std::io::Error>(connection)).await.is_err() {
-                // The server takes no more; what it has, it finishes.
-                return std::future::pending::<()>().await;
-            }
+        // It drains when there are no more connections to come.
+        .serve_with_incoming_shutdown(ReceiverStream::new(connections), std::future::pending());
+    let (served, ()) = tokio::join!(server, accept(listener, accepted, stop));
+    served.map_err(Into::into)
+}
+
+/// Hands connections to the server until `stop` is done.
+async fn accept(
+    listener: Listener,
+    accepted: mpsc::Sender<Result<Connection, Infallible>>,
+    stop: impl Future<Output = ()> + Send,
+) {
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let connection = tokio::select! {
+            () = &mut stop => return,
+            connection = listener.accept() => connection,
+        };
+        if accepted.send(Ok(connection)).await.is_err() {
+            return;
         }
-    };
-    tokio::select! {
-        served = server => served.map_err(Into::into),
-        () = accept => Ok(()),
     }
 }
