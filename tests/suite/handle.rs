@@ -329,7 +329,8 @@ async fn a_refusal_while_signing_stops_everything() {
 
 #[tokio::test]
 async fn a_device_that_is_absent_at_first_is_used_when_it_comes() {
-    for act in ["away", "permanent", "misconfigured", "exit"] {
+    // The last stands for a PIN that is locked: it is not sent, and no latch is closed.
+    for act in ["away", "permanent", "misconfigured", "exit", "pin-refused"] {
         let fake = Fake::new();
         fake.always("open", act);
         let handle = fake.start();

@@ -5,7 +5,8 @@
 //! generation that ends without one right answer after another that ended so, or that can't open its device, means that the
 //! device is down: from then on requests are refused at once, until a process has opened it again.
 //!
-//! A process that reports a refused PIN is never followed by another until the latch file was seen closed and then open.
+//! After a refused PIN no process is started while the latch is closed; and none at all where the refusal of a device that
+//! was open did not close it, for then the latch could not be written.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -46,7 +47,7 @@ pub(super) struct Dispatcher {
 enum Phase {
     /// No process; the next is started then.
     Resting { until: Instant },
-    /// The PIN was refused: no process until the latch, once seen closed, is open.
+    /// The PIN was refused: no process until the latch, which must have been closed, is open.
     Latched { seen_closed: bool, look: Instant },
     /// A process runs.
     Running(Box<Generation>),
@@ -281,10 +282,8 @@ impl Dispatcher {
 
     /// This generation is over, whatever it would still do.
     fn lose(&mut self, error: DeviceError) {
-        let now = Instant::now();
-        let Phase::Running(generation) = std::mem::replace(&mut self.phase, Phase::Resting { until: now }) else {
-            return;
-        };
+        let phase = std::mem::replace(&mut self.phase, Phase::Resting { until: Instant::now() });
+        let Phase::Running(generation) = phase else { return };
         self.losses = if generation.right { 1 } else { self.losses + 1 };
         // Once for each process that had worked; what it is now is for whoever follows the health to tell.
         if generation.workers > 0 {
@@ -299,8 +298,10 @@ impl Dispatcher {
             _ => SHORTEST_PAUSE.saturating_mul(1 << (self.losses - 1).min(8)).min(LONGEST_PAUSE),
         };
         if matches!(error, DeviceError::PinRefused(_)) {
-            // Looked at before anybody hears of the refusal and clears it.
-            let seen_closed = matches!(latch::check(&self.config.latch_file), Err(DeviceError::PinRefused(_)));
+            // Looked at before anybody hears of the refusal and clears it. What could not be opened may have been refused
+            // before any login (a locked PIN): then there is no latch, and no harm in asking again.
+            let latch = latch::check(&self.config.latch_file);
+            let seen_closed = !opened || matches!(latch, Err(DeviceError::PinRefused(_)));
             self.down(error, PROBE);
             self.phase = Phase::Latched { seen_closed, look: self.wake };
         } else if !opened || self.losses > 1 {
