@@ -60,24 +60,7 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
     let caller = caller(&options.user)?;
     let blob = options.blob.as_deref().map(|path| read(path, 1 << 20)).transpose()?;
     let now = SystemTime::now();
-    let claims = match (&options.claims, &blob) {
-        (Some(_), _) if options.operation != Operation::SignJwt => {
-            return Err(Failure::usage("only sign-jwt takes claims").hint("--audience or --scope"));
-        }
-        (Some(path), _) => {
-            let text = String::from_utf8(read(path, 64 << 10)?).map_err(Failure::usage)?;
-            Some(Claims::parse(&text).map_err(|error| Failure::usage(error).context(path.display()))?)
-        }
-        // The daemon judges a blob that is a JWT's signing input by its claims, and refuses what only looks like one.
-        (None, Some(blob)) if options.operation == Operation::SignBlob => match shape_of(blob, &options.account, now) {
-            Shape::Blob => None,
-            Shape::Jwt(claims) => Some(claims),
-            Shape::Refused(reason) => {
-                return Err(Failure::with(Exit::Refused, reason).hint("signetctl sign-jwt signs claims"));
-            }
-        },
-        (None, _) => None,
-    };
+    let claims = claims(&options, blob.as_deref(), now)?;
     let mut request = Request {
         account: &options.account,
         operation: options.operation,
@@ -116,6 +99,26 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
         Failure::with(Exit::Refused, "the request would be refused")
             .hint(format!("a rule in {} that allows all of it by itself", config.path.display()))
     })
+}
+
+/// The claims that the request is judged by, where it has any.
+fn claims(options: &ExplainOptions, blob: Option<&[u8]>, now: SystemTime) -> Result<Option<Claims>, Failure> {
+    match (&options.claims, blob) {
+        (Some(_), _) if options.operation != Operation::SignJwt => {
+            Err(Failure::usage("only sign-jwt takes claims").hint("--audience or --scope"))
+        }
+        (Some(path), _) => {
+            let text = String::from_utf8(read(path, 64 << 10)?).map_err(Failure::usage)?;
+            Claims::parse(&text).map(Some).map_err(|error| Failure::usage(error).context(path.display()))
+        }
+        // The daemon judges a blob that is a JWT's signing input by its claims, and refuses what only looks like one.
+        (None, Some(blob)) if options.operation == Operation::SignBlob => match shape_of(blob, &options.account, now) {
+            Shape::Blob => Ok(None),
+            Shape::Jwt(claims) => Ok(Some(claims)),
+            Shape::Refused(reason) => Err(Failure::with(Exit::Refused, reason).hint("signetctl sign-jwt signs claims")),
+        },
+        (None, _) => Ok(None),
+    }
 }
 
 /// A user as the kernel would tell of a process of theirs.
