@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use signet::device::handle::{Handle, Health, Launcher};
+use signet::device::handle::{Handle, Health, Launcher, SignRequest};
 use signet::device::{DeviceError, DeviceKind, latch};
 use tokio::time::{Instant, timeout};
 
@@ -167,6 +167,62 @@ async fn a_full_queue_refuses_at_once() {
     }
     let taken = handle.sign(fake.request(b"", Duration::from_millis(50))).await;
     assert_eq!(taken, Err(DeviceError::Late));
+}
+
+/// T10: a user's wait is a few services long, whatever another one does.
+#[tokio::test]
+async fn a_greedy_user_delays_nobody_else() {
+    let fake = Fake::new();
+    let handle = fake.start();
+    fake.always("sign", "slow-10");
+    // What the device takes is known, so that deadlines are held against it.
+    handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
+    let greedy: Vec<_> = (0..200)
+        .map(|_| {
+            let (handle, request) = (handle.clone(), fake.request(b"", PATIENCE));
+            tokio::spawn(async move { handle.sign(request).await })
+        })
+        .collect();
+    eventually("the greedy one waits", || handle.figures().waiting > 100).await;
+    for _ in 0..10 {
+        let before = fake.calls("sign");
+        // Far less than the greedy one's requests take: admission knows whose turn is when.
+        let patience = Duration::from_millis(1000);
+        handle.sign(SignRequest { uid: 2000, ..fake.request(b"", patience) }).await.unwrap();
+        // Two were with the process, one more may have had its turn; the process is at the next by now.
+        let services = fake.calls("sign") - before;
+        assert!(services <= 5, "{services}");
+    }
+    assert!(handle.figures().waiting > 100, "the greedy one still waits");
+    greedy.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_queue_full_of_one_user_has_room_for_another() {
+    let fake = Fake::new();
+    let mut config = fake.config();
+    config.queue = 4;
+    let handle = Handle::start(config, launcher());
+    ready(&handle).await;
+    fake.once("sign", "slow-300");
+    let start = |uid| {
+        let (handle, request) = (handle.clone(), SignRequest { uid, ..fake.request(b"", PATIENCE) });
+        tokio::spawn(async move { handle.sign(request).await })
+    };
+    // Two with the process, four in the queue.
+    let greedy: Vec<_> = (0..6).map(|_| start(1000)).collect();
+    eventually("the queue is full", || handle.figures().waiting == 4).await;
+    let modest = start(2000).await.unwrap();
+    assert!(modest.is_ok(), "{modest:?}");
+    let mut refused = 0;
+    for request in greedy {
+        match request.await.unwrap() {
+            Ok(_) => {}
+            Err(DeviceError::Overloaded { .. }) => refused += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(refused, 1);
 }
 
 #[tokio::test]

@@ -129,14 +129,19 @@ impl Dispatcher {
         if self.queue.is_full() {
             self.dispatch();
         }
-        let workers = self.phase.workers();
-        let wait = self.pace.wait(self.queue.len() + self.in_flight.len(), workers);
-        if workers > 0 && Instant::now() + wait > request.deadline {
-            return request.answer(Err(overloaded(wait)));
+        let wait = self.wait_of(request.uid);
+        if self.phase.workers() > 0 && Instant::now() + wait > request.deadline {
+            return request.refuse(wait);
         }
-        if let Err(request) = self.queue.push(request) {
-            request.answer(Err(overloaded(wait)));
+        if let Some(refused) = self.queue.push(request) {
+            let wait = self.wait_of(refused.uid);
+            refused.refuse(wait);
         }
+    }
+
+    /// How long one more request of a user would take.
+    fn wait_of(&self, uid: u32) -> Duration {
+        self.pace.wait(self.queue.ahead_of(uid) + self.in_flight.len(), self.phase.workers())
     }
 
     /// Sends what the process can use: two jobs a worker, so that none is ever idle, and little is done in vain.
@@ -213,7 +218,7 @@ impl Dispatcher {
                 return job.request.answer(Ok(answer));
             }
             Err(error @ DeviceError::Away(_)) => {
-                retry(&mut self.queue, job.request, &error);
+                self.queue.retry(job.request, &error);
                 error
             }
             Err(error @ (DeviceError::Integrity(_) | DeviceError::PinRefused(_))) => {
@@ -290,7 +295,7 @@ impl Dispatcher {
             tracing::warn!(device = %self.config.name, "lost a device process: {error}");
         }
         for job in std::mem::take(&mut self.in_flight).into_values().rev() {
-            retry(&mut self.queue, job.request, &error);
+            self.queue.retry(job.request, &error);
         }
         let opened = generation.workers > 0;
         let pause = match error {
@@ -350,19 +355,6 @@ impl Phase {
             _ => 0,
         }
     }
-}
-
-/// Has a request sent once more to the next process, or answers it.
-fn retry(queue: &mut Queue, request: Request, error: &DeviceError) {
-    if request.sent < 2 && !matches!(error, DeviceError::PinRefused(_)) {
-        queue.push_front(request);
-    } else {
-        request.answer(Err(error.clone()));
-    }
-}
-
-fn overloaded(wait: Duration) -> DeviceError {
-    DeviceError::Overloaded { retry_after: wait.clamp(Duration::from_millis(10), Duration::from_secs(10)) }
 }
 
 fn ended(error: &io::Error) -> DeviceError {

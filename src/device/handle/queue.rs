@@ -34,6 +34,12 @@ impl Request {
         let _ = self.answer.send(outcome);
     }
 
+    /// Answers that it would have to wait too long.
+    pub(super) fn refuse(self, wait: Duration) {
+        let retry_after = wait.clamp(Duration::from_millis(10), Duration::from_secs(10));
+        self.answer(Err(DeviceError::Overloaded { retry_after }));
+    }
+
     /// Holds an answer against the recorded public key: what fails here never leaves.
     pub(super) fn verified(&self, answer: Answer) -> Result<Answer, DeviceError> {
         match (&self.work, answer) {
@@ -53,53 +59,110 @@ impl Request {
     }
 }
 
-/// The waiting requests, first come, first served. The only place that decides whose turn it is.
+/// The waiting requests: users take turns, and each user's are served in the order in which they came. The only place
+/// that decides whose turn it is.
 pub(super) struct Queue {
-    waiting: VecDeque<Request>,
+    /// Everybody who has something waiting, once; whose turn is next stands first.
+    users: VecDeque<User>,
     limit: usize,
 }
 
+struct User {
+    uid: u32,
+    /// Never empty.
+    waiting: VecDeque<Request>,
+}
+
 impl Queue {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { waiting: VecDeque::new(), limit }
+    pub(super) const fn new(limit: usize) -> Self {
+        Self { users: VecDeque::new(), limit }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.users.iter().map(|user| user.waiting.len()).sum()
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.len() >= self.limit
+        self.len() >= self.limit
     }
 
-    /// Adds a request, or gives it back where the queue is full of requests that somebody waits for.
-    pub(super) fn push(&mut self, request: Request) -> Result<(), Request> {
-        if self.is_full() {
-            let now = Instant::now();
-            self.waiting.retain(|request| request.is_wanted(now));
-        }
-        if self.is_full() {
-            return Err(request);
-        }
-        self.waiting.push_back(request);
-        Ok(())
+    /// How many requests would be served before one more of this user.
+    pub(super) fn ahead_of(&self, uid: u32) -> usize {
+        let own_turn = self.users.iter().position(|user| user.uid == uid).unwrap_or(self.users.len());
+        let own = self.waiting_of(uid);
+        // By then the others have had as many turns as this user's requests, and those before it in a round one more.
+        let turns = |place| own + usize::from(place < own_turn);
+        self.users.iter().enumerate().map(|(place, user)| user.waiting.len().min(turns(place))).sum()
     }
 
-    /// Puts back a request that has had its turn in vain.
-    pub(super) fn push_front(&mut self, request: Request) {
-        self.waiting.push_front(request);
+    /// Adds a request. Where the queue is full of requests that somebody waits for, returns the one that has to go: the
+    /// last of the user who has the most, so that whoever has less than a fair share always gets in.
+    pub(super) fn push(&mut self, request: Request) -> Option<Request> {
+        if self.is_full() {
+            self.drop_unwanted();
+        }
+        let mut refused = None;
+        if self.is_full() {
+            refused = self.last_of_greediest(request.uid);
+            if refused.is_none() {
+                return Some(request);
+            }
+        }
+        match self.users.iter_mut().find(|user| user.uid == request.uid) {
+            Some(user) => user.waiting.push_back(request),
+            None => self.users.push_back(User { uid: request.uid, waiting: [request].into() }),
+        }
+        refused
+    }
+
+    /// Puts back a request that has had its turn in vain, for the next process and as its user's next; or answers it.
+    pub(super) fn retry(&mut self, request: Request, error: &DeviceError) {
+        if request.sent >= 2 || matches!(error, DeviceError::PinRefused(_)) {
+            return request.answer(Err(error.clone()));
+        }
+        let uid = request.uid;
+        let known = self.users.iter().position(|user| user.uid == uid).and_then(|place| self.users.remove(place));
+        let mut user = known.unwrap_or(User { uid, waiting: VecDeque::new() });
+        user.waiting.push_front(request);
+        self.users.push_front(user);
     }
 
     /// The next request that somebody still waits for.
     pub(super) fn pop(&mut self) -> Option<Request> {
         let now = Instant::now();
-        while let Some(request) = self.waiting.pop_front() {
-            if request.is_wanted(now) {
-                return Some(request);
+        while let Some(mut user) = self.users.pop_front() {
+            // A caller that has gone takes no turn from the user's others.
+            let next = std::iter::from_fn(|| user.waiting.pop_front()).find(|request| request.is_wanted(now));
+            if !user.waiting.is_empty() {
+                self.users.push_back(user);
             }
-            tracing::trace!(uid = request.uid, "dropped a request whose caller has gone");
+            if next.is_some() {
+                return next;
+            }
         }
         None
+    }
+
+    fn waiting_of(&self, uid: u32) -> usize {
+        self.users.iter().find(|user| user.uid == uid).map_or(0, |user| user.waiting.len())
+    }
+
+    /// Takes the last request of the user who has the most, unless this user would then have more.
+    fn last_of_greediest(&mut self, uid: u32) -> Option<Request> {
+        let with_one_more = self.waiting_of(uid) + 1;
+        let greediest = self.users.iter_mut().max_by_key(|user| user.waiting.len())?;
+        if greediest.waiting.len() <= with_one_more {
+            return None;
+        }
+        greediest.waiting.pop_back()
+    }
+
+    fn drop_unwanted(&mut self) {
+        let now = Instant::now();
+        for user in &mut self.users {
+            user.waiting.retain(|request| request.is_wanted(now));
+        }
+        self.users.retain(|user| !user.waiting.is_empty());
     }
 }
 
@@ -136,6 +199,118 @@ mod tests {
     use super::*;
 
     const MILLISECOND: Duration = Duration::from_millis(1);
+
+    type Caller = oneshot::Receiver<Result<Answer, DeviceError>>;
+
+    const GREEDY: u32 = 1;
+    const MODEST: u32 = 2;
+    const OTHER: u32 = 3;
+
+    /// A request of a user, told apart by how often it was sent; and its caller, who goes when this is dropped.
+    fn request(uid: u32, number: u32) -> (Request, Caller) {
+        let pair = aws_lc_rs::signature::EcdsaKeyPair::generate(&aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING);
+        let point = aws_lc_rs::signature::KeyPair::public_key(pair.as_ref().unwrap());
+        let spki = aws_lc_rs::encoding::AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(point).unwrap();
+        let (answer, caller) = oneshot::channel();
+        let request = Request {
+            locator: Arc::new(KeyLocator::Handle(1)),
+            public_key: Arc::new(PublicKey::from_spki(spki.as_ref()).unwrap()),
+            work: Work::PublicKey,
+            deadline: Instant::now() + MILLISECOND * 3_600_000,
+            uid,
+            answer,
+            sent: number,
+        };
+        (request, caller)
+    }
+
+    /// A queue in which these users wait, each of their requests numbered from 0 in the order of this list.
+    fn queue(limit: usize, users: &[u32]) -> (Queue, Vec<Caller>) {
+        let mut queue = Queue::new(limit);
+        let callers = users.iter().enumerate().map(|(place, uid)| {
+            let number = users[..place].iter().filter(|before| *before == uid).count();
+            let (request, caller) = request(*uid, number.try_into().unwrap());
+            assert!(queue.push(request).is_none());
+            caller
+        });
+        let callers = callers.collect();
+        (queue, callers)
+    }
+
+    fn order(mut queue: Queue) -> Vec<(u32, u32)> {
+        std::iter::from_fn(|| queue.pop()).map(|request| (request.uid, request.sent)).collect()
+    }
+
+    #[test]
+    fn users_take_turns_and_each_is_served_in_order() {
+        let (queue, _callers) = queue(9, &[GREEDY, GREEDY, GREEDY, GREEDY, MODEST, OTHER, MODEST]);
+        let expected = [(GREEDY, 0), (MODEST, 0), (OTHER, 0), (GREEDY, 1), (MODEST, 1), (GREEDY, 2), (GREEDY, 3)];
+        assert_eq!(order(queue), expected);
+    }
+
+    #[test]
+    fn what_is_ahead_is_what_is_served_before() {
+        for users in [
+            &[][..],
+            &[GREEDY; 5],
+            &[GREEDY, GREEDY, GREEDY, MODEST, OTHER, MODEST, OTHER, OTHER],
+            &[MODEST, GREEDY, GREEDY, GREEDY, GREEDY, OTHER],
+        ] {
+            for turns_had in 0..3 {
+                for uid in [GREEDY, MODEST, OTHER, 4] {
+                    let (mut queue, _callers) = queue(99, users);
+                    (0..turns_had).for_each(|_| drop(queue.pop()));
+                    let ahead = queue.ahead_of(uid);
+                    let (last, _caller) = request(uid, 99);
+                    assert!(queue.push(last).is_none());
+                    assert_eq!(
+                        order(queue).iter().position(|(_, number)| *number == 99),
+                        Some(ahead),
+                        "{users:?} {uid}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn in_a_full_queue_whoever_has_the_most_gives_way() {
+        let (mut queue, mut callers) = queue(4, &[GREEDY; 4]);
+        let mut push = |uid| {
+            let (request, caller) = request(uid, 9);
+            callers.push(caller);
+            queue.push(request).map(|refused| (refused.uid, refused.sent))
+        };
+        assert_eq!(push(GREEDY), Some((GREEDY, 9)));
+        assert_eq!(push(MODEST), Some((GREEDY, 3)));
+        assert_eq!(push(MODEST), Some((GREEDY, 2)));
+        assert_eq!(push(MODEST), Some((MODEST, 9)), "both have a half");
+        assert_eq!(push(GREEDY), Some((GREEDY, 9)), "both have a half");
+        let refused = push(OTHER).unwrap();
+        assert!([(GREEDY, 1), (MODEST, 9)].contains(&refused), "{refused:?}");
+        assert_eq!(queue.len(), 4);
+    }
+
+    #[test]
+    fn callers_that_have_gone_make_room_and_take_no_turns() {
+        let (mut queue, mut callers) = queue(4, &[GREEDY, GREEDY, MODEST, MODEST]);
+        callers.remove(2);
+        callers.remove(0);
+        let (request, _caller) = request(GREEDY, 9);
+        assert!(queue.push(request).is_none());
+        assert_eq!(order(queue), [(GREEDY, 1), (MODEST, 1), (GREEDY, 9)]);
+        let (queue, mut callers) = self::queue(4, &[GREEDY, GREEDY, MODEST]);
+        callers.remove(0);
+        assert_eq!(order(queue), [(GREEDY, 1), (MODEST, 0)]);
+    }
+
+    #[test]
+    fn what_had_its_turn_in_vain_has_the_next() {
+        let (mut queue, _callers) = queue(4, &[GREEDY, GREEDY, MODEST]);
+        let in_vain = queue.pop().unwrap();
+        queue.retry(in_vain, &DeviceError::Away(String::new()));
+        assert_eq!(order(queue), [(GREEDY, 0), (MODEST, 0), (GREEDY, 1)]);
+    }
 
     #[test]
     fn an_idle_worker_is_never_waited_for() {
