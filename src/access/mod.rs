@@ -3,10 +3,14 @@
 //! Pure: no I/O, no clock, no device. Default deny: a request that no rule allows as a whole is denied.
 
 mod caller;
+mod glob;
 mod policy;
+mod rule;
 
-pub use caller::Caller;
-pub use policy::{Condition, Denied, Glob, Lifetime, Operation, Permit, Policy, Request, Rule};
+pub use caller::{Caller, Executable, Sought};
+pub use glob::Glob;
+pub use policy::{Denied, Lifetime, Operation, Permit, Policy, Request};
+pub use rule::{Condition, Per, Rate, Rule};
 
 use std::fmt;
 use std::str::FromStr;

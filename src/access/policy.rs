@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, AccountEmail, Caller};
+use super::{Account, AccountEmail, Caller, Condition, Rule, Sought};
 
 /// What a caller may be allowed to do with an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,29 +45,6 @@ pub struct Request<'a> {
     pub lifetime: Option<Duration>,
 }
 
-/// One `[[allow]]` rule, compiled. `None` means that this condition is not set; all that are set must hold.
-#[derive(Clone, Debug, Default)]
-pub struct Rule {
-    /// Any of these users.
-    pub users: Option<Vec<u32>>,
-    /// Any of these groups.
-    pub groups: Option<Vec<u32>>,
-    /// Any of these accounts; never empty.
-    pub accounts: Vec<AccountEmail>,
-    /// Any of these operations; never empty.
-    pub operations: Vec<Operation>,
-    /// Audiences that a JWT may carry.
-    pub audiences: Option<Vec<Glob>>,
-    /// Scopes that a JWT may carry.
-    pub scopes: Option<Vec<Glob>>,
-    /// Other claims that a JWT may carry, with their values.
-    pub claims: Option<Vec<(String, Vec<Glob>)>>,
-    /// What a blob must begin with.
-    pub blob_prefixes: Option<Vec<Vec<u8>>>,
-    /// The longest lifetime of a JWT.
-    pub max_lifetime: Option<Duration>,
-}
-
 /// Proof that a caller may do one thing with one account. Only [`Policy::authorize`] makes it.
 #[derive(Clone, Debug)]
 pub struct Permit {
@@ -94,44 +71,12 @@ pub struct Denied {
     pub reason: String,
 }
 
-/// A condition of a rule, in the order in which they are looked at: what [`Policy::explain`] tells of a rule that
-/// does not match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Condition {
-    /// The caller is none of `users`.
-    Users,
-    /// The caller is in none of `groups`.
-    Groups,
-    /// The account is none of `accounts`.
-    Accounts,
-    /// The operation is none of `operations`.
-    Operations,
-    /// A digest tells nothing of what it is of, so that a rule which limits contents can't allow one.
-    Digest,
-    /// A JWT under a rule with `audiences` or `scopes` must carry one of either.
-    Target,
-    /// An audience matches none of `audiences`.
-    Audiences,
-    /// A scope matches none of `scopes`.
-    Scopes,
-    /// A claim is not named in `claims`, or its value matches none there.
-    Claims,
-    /// The blob begins with none of `blob_prefixes`.
-    BlobPrefixes,
-    /// A longer lifetime than `max_lifetime` was asked for.
-    MaxLifetime,
-}
-
 /// All accounts and rules.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     accounts: Vec<Arc<Account>>,
     rules: Vec<Rule>,
 }
-
-/// A pattern in which `*` stands for any run of characters, none included; every other character for itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Glob(String);
 
 impl Policy {
     /// Takes the configured accounts and compiled rules.
@@ -144,6 +89,15 @@ impl Policy {
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    /// What the rules ask of callers beyond their ids.
+    #[must_use]
+    pub fn sought(&self) -> Sought {
+        Sought {
+            unit: self.rules.iter().any(|rule| rule.units.is_some()),
+            executables: self.rules.iter().filter_map(|rule| rule.executables.as_ref()).flatten().cloned().collect(),
+        }
     }
 
     /// The account of this email, where configured.
@@ -167,7 +121,7 @@ impl Policy {
         &self.accounts
     }
 
-    /// Decides. The first rule that allows the whole request makes the permit.
+    /// Decides. The first rule that allows the whole request makes the permit; its rate is for whoever signs to keep.
     ///
     /// # Errors
     /// [`Denied`], alike for an account that is not allowed and one that does not exist.
@@ -206,65 +160,6 @@ impl Policy {
         };
         Denied { reason }
     }
-}
-
-impl Rule {
-    fn check(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Condition> {
-        self.check_parties(caller, request.account)?;
-        holds(self.operations.contains(&request.operation), Condition::Operations)?;
-        match request.operation {
-            Operation::SignDigest => holds(!self.limits_contents(), Condition::Digest),
-            Operation::SignBlob => self.check_blob(request.blob.unwrap_or_default()),
-            Operation::SignJwt | Operation::MintAccessToken | Operation::MintIdToken => self.check_jwt(request),
-        }
-    }
-
-    fn check_parties(&self, caller: &Caller, account: &AccountEmail) -> Result<(), Condition> {
-        let users = self.users.as_ref().is_none_or(|users| users.contains(&caller.uid));
-        holds(users, Condition::Users)?;
-        let groups = self.groups.as_ref().is_none_or(|groups| groups.iter().any(|gid| caller.is_in(*gid)));
-        holds(groups, Condition::Groups)?;
-        holds(self.accounts.contains(account), Condition::Accounts)
-    }
-
-    const fn limits_contents(&self) -> bool {
-        self.audiences.is_some()
-            || self.scopes.is_some()
-            || self.claims.is_some()
-            || self.blob_prefixes.is_some()
-            || self.max_lifetime.is_some()
-    }
-
-    fn check_blob(&self, blob: &[u8]) -> Result<(), Condition> {
-        let begins = |prefixes: &Vec<Vec<u8>>| prefixes.iter().any(|prefix| blob.starts_with(prefix));
-        holds(self.blob_prefixes.as_ref().is_none_or(begins), Condition::BlobPrefixes)
-    }
-
-    fn check_jwt(&self, request: &Request<'_>) -> Result<(), Condition> {
-        if self.audiences.is_some() || self.scopes.is_some() {
-            // Without this, a rule for one audience would allow a JWT that names none and is good everywhere.
-            holds(!request.audiences.is_empty() || !request.scopes.is_empty(), Condition::Target)?;
-            holds(all_match(self.audiences.as_deref(), &request.audiences), Condition::Audiences)?;
-            holds(all_match(self.scopes.as_deref(), &request.scopes), Condition::Scopes)?;
-        }
-        if let Some(allowed) = &self.claims {
-            let named = |(name, value): &(&str, String)| {
-                allowed.iter().any(|(known, globs)| known == name && globs.iter().any(|glob| glob.matches(value)))
-            };
-            holds(request.claims.iter().all(named), Condition::Claims)?;
-        }
-        let within = |limit| request.lifetime.is_none_or(|lifetime| lifetime <= limit);
-        holds(self.max_lifetime.is_none_or(within), Condition::MaxLifetime)
-    }
-}
-
-/// Whether every text matches a glob; where there are no globs, no text does.
-fn all_match(globs: Option<&[Glob]>, texts: &[&str]) -> bool {
-    texts.iter().all(|text| globs.unwrap_or_default().iter().any(|glob| glob.matches(text)))
-}
-
-const fn holds(condition: bool, failing: Condition) -> Result<(), Condition> {
-    if condition { Ok(()) } else { Err(failing) }
 }
 
 impl Permit {
@@ -328,56 +223,11 @@ impl FromStr for Operation {
     }
 }
 
-impl fmt::Display for Condition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Users => "the caller is none of its users",
-            Self::Groups => "the caller is in none of its groups",
-            Self::Accounts => "the account is none of its accounts",
-            Self::Operations => "the operation is none of its operations",
-            Self::Digest => "it limits what is signed, which a digest does not show",
-            Self::Target => "it has audiences or scopes, and the JWT names neither an audience nor a scope",
-            Self::Audiences => "an audience matches none of its audiences",
-            Self::Scopes => "a scope matches none of its scopes",
-            Self::Claims => "a claim is not among its claims, or has another value",
-            Self::BlobPrefixes => "the blob begins with none of its blob_prefixes",
-            Self::MaxLifetime => "the lifetime is beyond its max_lifetime",
-        })
-    }
-}
-
-impl Glob {
-    /// Takes a pattern.
-    #[must_use]
-    pub fn new(pattern: &str) -> Self {
-        Self(pattern.to_owned())
-    }
-
-    /// Whether the whole text matches.
-    #[must_use]
-    pub fn matches(&self, text: &str) -> bool {
-        let Some((first, rest)) = self.0.split_once('*') else {
-            return self.0 == text;
-        };
-        let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
-        let Some(mut text) = text.strip_prefix(first).and_then(|text| text.strip_suffix(last)) else {
-            return false;
-        };
-        // The first place where a piece fits leaves the most for those after it.
-        for piece in middle.split('*') {
-            let Some((_, after)) = text.split_once(piece) else {
-                return false;
-            };
-            text = after;
-        }
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::{Executable, Glob};
     use super::*;
 
     const ALICE: u32 = 1000;
@@ -392,7 +242,7 @@ mod tests {
     }
 
     fn caller(uid: u32) -> Caller {
-        Caller { uid, gid: uid, groups: vec![uid + 100], pid: None }
+        Caller::new(uid, uid, vec![uid + 100])
     }
 
     fn request(account: &AccountEmail, operation: Operation) -> Request<'_> {
@@ -441,6 +291,68 @@ mod tests {
         assert_eq!(check(both, &caller(ALICE), &request), Err(Condition::Groups));
         let nobody = Rule { users: Some(vec![]), ..open_rule() };
         assert_eq!(check(nobody, &caller(ALICE), &request), Err(Condition::Users));
+    }
+
+    #[test]
+    fn a_unit_must_match_and_be_known() {
+        let a = email("a@x");
+        let request = request(&a, Operation::SignBlob);
+        let of = |unit: Option<&str>| Caller { unit: unit.map(str::to_owned), ..caller(ALICE) };
+        let rule = Rule { units: globs(&["app.service", "batch@*.service"]), ..open_rule() };
+        for unit in ["app.service", "batch@7.service"] {
+            assert_eq!(check(rule.clone(), &of(Some(unit)), &request), Ok(()), "{unit}");
+        }
+        for unit in [None, Some("other.service"), Some("app.service.d"), Some("xapp.service"), Some("")] {
+            assert_eq!(check(rule.clone(), &of(unit), &request), Err(Condition::Units), "{unit:?}");
+        }
+        let any = Rule { units: globs(&["*"]), ..open_rule() };
+        assert_eq!(check(any.clone(), &of(None), &request), Err(Condition::Units), "an unknown unit is none");
+        let users_too = Rule { users: Some(vec![BOB]), ..any };
+        assert_eq!(check(users_too, &of(Some("app.service")), &request), Err(Condition::Users));
+        assert_eq!(check(open_rule(), &of(None), &request), Ok(()));
+    }
+
+    #[test]
+    fn an_executable_must_be_the_one_named_with_the_contents_named() {
+        let a = email("a@x");
+        let request = request(&a, Operation::SignBlob);
+        let executable = |path: &str, sha256| Executable { path: path.into(), sha256 };
+        let running = |executable| Caller { executable, ..caller(ALICE) };
+        let rule = |executables| Rule { executables: Some(executables), ..open_rule() };
+        let (app, right, wrong) = ("/usr/bin/app", Some([1; 32]), Some([2; 32]));
+        for (wanted, own, expected) in [
+            (executable(app, None), Some(executable(app, None)), true),
+            (executable(app, None), Some(executable(app, right)), true),
+            (executable(app, right), Some(executable(app, right)), true),
+            (executable(app, right), Some(executable(app, wrong)), false),
+            (executable(app, right), Some(executable(app, None)), false),
+            (executable(app, right), Some(executable("/usr/bin/other", right)), false),
+            (executable(app, None), Some(executable("/usr/bin/app2", None)), false),
+            (executable(app, None), Some(executable("/usr/bin/app (deleted)", None)), false),
+            (executable(app, None), None, false),
+        ] {
+            let expected = if expected { Ok(()) } else { Err(Condition::Executables) };
+            assert_eq!(
+                check(rule(vec![wanted.clone()]), &running(own.clone()), &request),
+                expected,
+                "{wanted:?} {own:?}"
+            );
+        }
+        let either = rule(vec![executable("/usr/bin/other", None), executable(app, right)]);
+        assert_eq!(check(either, &running(Some(executable(app, right))), &request), Ok(()));
+        assert_eq!(check(open_rule(), &running(None), &request), Ok(()));
+    }
+
+    #[test]
+    fn only_what_some_rule_asks_for_is_sought() {
+        let sought = |rules| Policy::new(vec![], rules).sought();
+        assert_eq!(sought(vec![open_rule()]), Sought::default());
+        let units = Rule { units: globs(&["*"]), ..open_rule() };
+        assert_eq!(sought(vec![open_rule(), units.clone()]), Sought { unit: true, ..Sought::default() });
+        let executable = |path: &str, sha256| Executable { path: path.into(), sha256 };
+        let executables = vec![executable("/a", None), executable("/b", Some([0; 32]))];
+        let naming = Rule { executables: Some(executables.clone()), ..open_rule() };
+        assert_eq!(sought(vec![units, naming]), Sought { unit: true, executables });
     }
 
     #[test]
@@ -579,35 +491,6 @@ mod tests {
         assert_eq!(texts[0], texts[1]);
     }
 
-    #[test]
-    fn globs_match_whole_texts() {
-        for (pattern, text, expected) in [
-            ("", "", true),
-            ("", "a", false),
-            ("*", "", true),
-            ("*", "anything\n", true),
-            ("a", "a", true),
-            ("a", "ab", false),
-            ("a*", "a", true),
-            ("a*a", "a", false),
-            ("a*a", "aa", true),
-            ("*b", "ab", true),
-            ("*b", "abc", false),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b*c", "a-c-b", false),
-            ("*aba*ba", "ababa", true),
-            ("*aba*bab", "ababa", false),
-            ("**", "x", true),
-            ("a?", "ab", false),
-            ("[ab]", "a", false),
-            ("https://*.example/", "https://a.example/", true),
-            ("https://*.example/", "https://example/", false),
-            ("https://pubsub.googleapis.com/", "https://pubsubXgoogleapis.com/", false),
-        ] {
-            assert_eq!(Glob::new(pattern).matches(text), expected, "{pattern:?} {text:?}");
-        }
-    }
-
     fn any_globs() -> impl Strategy<Value = Option<Vec<Glob>>> {
         proptest::option::of(proptest::collection::vec("[ab*]{0,3}".prop_map(|pattern| Glob::new(&pattern)), 0..3))
     }
@@ -616,6 +499,7 @@ mod tests {
         let parties = (
             proptest::option::of(proptest::collection::vec(ALICE..BOB + 1, 0..2)),
             proptest::option::of(proptest::collection::vec(ALICE..BOB + 1, 0..2)),
+            any_globs(),
             proptest::sample::subsequence(vec![email("a@x"), email("b@x"), email("c@x")], 1..=3),
             proptest::sample::subsequence(Operation::ALL.to_vec(), 1..=5),
         );
@@ -626,11 +510,11 @@ mod tests {
             proptest::option::of(proptest::collection::vec(proptest::collection::vec(0..2_u8, 0..2), 0..2)),
             proptest::option::of((0..3_u64).prop_map(Duration::from_secs)),
         );
-        (parties, contents).prop_map(|((users, groups, accounts, operations), contents)| {
+        (parties, contents).prop_map(|((users, groups, units, accounts, operations), contents)| {
             let (audiences, scopes, claims, blob_prefixes, max_lifetime) = contents;
             let claims = claims
                 .map(|claims| claims.into_iter().map(|(name, globs)| (name, globs.unwrap_or_default())).collect());
-            let rule = Rule { users, groups, accounts, operations, ..Rule::default() };
+            let rule = Rule { users, groups, units, accounts, operations, ..Rule::default() };
             Rule { audiences, scopes, claims, blob_prefixes, max_lifetime, ..rule }
         })
     }
@@ -673,10 +557,12 @@ mod tests {
             place in 0..4_usize,
             request in any_request(),
             uid in ALICE..BOB + 1,
+            unit in proptest::option::of("[ab]{0,2}"),
         ) {
+            let caller = Caller { unit, ..caller(uid) };
             let accounts = || vec![account("a@x"), account("b@x")];
             let allowed = |rules: Vec<Rule>| {
-                Policy::new(accounts(), rules).authorize(&caller(uid), &borrowed(&request)).is_ok()
+                Policy::new(accounts(), rules).authorize(&caller, &borrowed(&request)).is_ok()
             };
             let alone = rules.iter().any(|rule| allowed(vec![rule.clone()]));
             let together = allowed(rules.clone());
@@ -685,7 +571,7 @@ mod tests {
             added.insert(place.min(rules.len()), more);
             prop_assert!(!together || allowed(added));
             if together {
-                prop_assert!(Policy::new(accounts(), rules).knows(&caller(uid), &request.0));
+                prop_assert!(Policy::new(accounts(), rules).knows(&caller, &request.0));
             }
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::Spanned;
 
 use super::{ConfigError, Fsync};
-use crate::access::{AccountEmail, Operation};
+use crate::access::{AccountEmail, Operation, Rate as AccessRate};
 use crate::device::{TokenSelector, TpmSession};
 use crate::key::KeyId;
 
@@ -93,6 +93,8 @@ pub(super) struct Account {
 pub(super) struct Allow {
     pub(super) users: Option<Spanned<Vec<Spanned<Principal>>>>,
     pub(super) groups: Option<Spanned<Vec<Spanned<Principal>>>>,
+    pub(super) units: Option<Spanned<Vec<String>>>,
+    pub(super) executables: Option<Spanned<Vec<Spanned<Executable>>>>,
     pub(super) accounts: Spanned<Vec<Spanned<AccountEmail>>>,
     pub(super) operations: Spanned<Vec<Operation>>,
     pub(super) audiences: Option<Spanned<Vec<String>>>,
@@ -100,6 +102,52 @@ pub(super) struct Allow {
     pub(super) claims: Option<Spanned<BTreeMap<String, Vec<String>>>>,
     pub(super) blob_prefixes: Option<Spanned<Vec<String>>>,
     pub(super) max_lifetime: Option<Span>,
+    pub(super) rate: Option<Rate>,
+}
+
+/// An executable: its path alone, or a table of its path and the SHA-256 of its contents.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Executable {
+    pub(super) path: PathBuf,
+    pub(super) sha256: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Executable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            path: PathBuf,
+            sha256: Option<String>,
+        }
+        struct PathOrTable;
+        impl<'de> Visitor<'de> for PathOrTable {
+            type Value = Executable;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path or a table of path and sha256")
+            }
+
+            fn visit_str<E: de::Error>(self, path: &str) -> Result<Executable, E> {
+                Ok(Executable { path: path.into(), sha256: None })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, table: A) -> Result<Executable, A::Error> {
+                let Table { path, sha256 } = Table::deserialize(de::value::MapAccessDeserializer::new(table))?;
+                Ok(Executable { path, sha256 })
+            }
+        }
+        deserializer.deserialize_any(PathOrTable)
+    }
+}
+
+/// A rate such as "100/s".
+pub(super) struct Rate(pub(super) AccessRate);
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map(Self).map_err(de::Error::custom)
+    }
 }
 
 /// A user or a group, by name or number.
@@ -253,7 +301,7 @@ mod tests {
     fn an_unknown_field_is_refused_by_name() {
         assert!(error("[listen]\nhttp = '127.0.0.1:8980'\n").starts_with("signet.toml: line 2: listen"));
         assert!(error("[listen]\nhttp = '127.0.0.1:8980'\n").contains("unknown field `http`"));
-        for later in ["rate = '1/s'", "units = ['a']", "executables = ['/a']"] {
+        for later in ["exchange = true", "unit = ['a']", "executable = ['/a']"] {
             let text = format!("[[allow]]\naccounts = ['a@b']\noperations = ['sign-jwt']\n{later}\n");
             assert!(error(&text).contains("line 4: allow"), "{}", error(&text));
             assert!(error(&text).contains("unknown field"), "{}", error(&text));

@@ -1,12 +1,13 @@
 //! `[[account]]` and `[[allow]]`.
 
 use std::collections::BTreeMap;
+use std::fs;
 
 use toml::Spanned;
 
-use super::file::{Account as WrittenAccount, Allow, Principal, Source};
+use super::file::{Account as WrittenAccount, Allow, Executable as WrittenExecutable, Principal, Source};
 use super::{ConfigError, gid, uid};
-use crate::access::{Account, AccountEmail, Glob, Operation, Rule};
+use crate::access::{Account, AccountEmail, Executable, Glob, Operation, Rule};
 
 /// Every account, in the order in which they are written. There may be none yet: then nobody is served.
 pub(super) fn accounts(source: Source<'_>, written: Vec<WrittenAccount>) -> Result<Vec<Account>, ConfigError> {
@@ -42,14 +43,17 @@ struct Scope<'a> {
 
 impl Scope<'_> {
     fn rule(self, written: Allow) -> Result<Rule, ConfigError> {
-        if written.users.is_none() && written.groups.is_none() {
-            let remedy = "name at least one user or group: nothing is allowed to everybody";
+        if written.users.is_none() && written.groups.is_none() && written.units.is_none() {
+            // Whoever runs a program decides what it does.
+            let remedy = "name at least one user, group or unit: nothing is allowed to everybody, whatever they run";
             return Err(self.source.wrong(written.accounts.span(), "allow", "it names nobody", remedy));
         }
         self.digests_are_not_limited(&written)?;
         Ok(Rule {
             users: self.people("allow.users", written.users, uid)?,
             groups: self.people("allow.groups", written.groups, gid)?,
+            units: self.globs("allow.units", written.units)?,
+            executables: written.executables.map(|executables| self.executables(executables)).transpose()?,
             accounts: self.known_accounts(written.accounts)?,
             operations: self.not_empty("allow.operations", written.operations)?,
             audiences: self.globs("allow.audiences", written.audiences)?,
@@ -57,6 +61,7 @@ impl Scope<'_> {
             claims: written.claims.map(|claims| self.claims(claims)).transpose()?,
             blob_prefixes: written.blob_prefixes.map(|prefixes| self.prefixes(prefixes)).transpose()?,
             max_lifetime: written.max_lifetime.map(|span| span.0),
+            rate: written.rate.map(|rate| rate.0),
         })
     }
 
@@ -85,6 +90,27 @@ impl Scope<'_> {
         let Some(written) = written else { return Ok(None) };
         let people = self.not_empty(field, written)?;
         people.iter().map(|one| id(self.source, field, one)).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn executables(self, written: Spanned<Vec<Spanned<WrittenExecutable>>>) -> Result<Vec<Executable>, ConfigError> {
+        let compile = |executable: Spanned<WrittenExecutable>| {
+            let place = executable.span();
+            let WrittenExecutable { path, sha256 } = executable.into_inner();
+            let wrong = |what: String, remedy: &str| self.source.wrong(place, "allow.executables", what, remedy);
+            if !path.is_absolute() {
+                return Err(wrong(format!("{} is not absolute", path.display()), "give the whole path"));
+            }
+            let sha256 = match sha256.as_deref().map(|hash| (hash, unhex(hash))) {
+                Some((hash, None)) => {
+                    return Err(wrong(format!("{hash:?} is no SHA-256"), "write the 64 digits that sha256sum prints"));
+                }
+                hash => hash.and_then(|(_, bytes)| bytes),
+            };
+            // The kernel tells paths without links. What is not there yet may come.
+            let path = fs::canonicalize(&path).unwrap_or(path);
+            Ok(Executable { path, sha256 })
+        };
+        self.not_empty("allow.executables", written)?.into_iter().map(compile).collect()
     }
 
     fn known_accounts(self, written: Spanned<Vec<Spanned<AccountEmail>>>) -> Result<Vec<AccountEmail>, ConfigError> {
@@ -141,6 +167,17 @@ impl Scope<'_> {
 
 fn compile_globs(patterns: &[String]) -> Vec<Glob> {
     patterns.iter().map(|pattern| Glob::new(pattern)).collect()
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (place, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(place * 2..place * 2 + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 const EMPTY: &str = "name at least one, or remove it";

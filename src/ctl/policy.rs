@@ -1,6 +1,7 @@
 //! `signetctl policy`: what the rules say to a request, without making it.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
@@ -9,10 +10,11 @@ use serde_json::json;
 
 use super::failure::{Exit, Failure};
 use super::{Global, read, table};
-use crate::access::{AccountEmail, Caller, Operation, Request};
+use crate::access::{AccountEmail, Caller, Executable, Operation, Request};
 use crate::jwt::claims::Claims;
 use crate::jwt::jws::Shape;
 use crate::jwt::shape_of;
+use crate::key::{Digest, Hash};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
@@ -31,6 +33,12 @@ pub(crate) struct ExplainOptions {
     /// Who asks, by name or number, with the groups that the system gives them
     #[arg(long)]
     user: String,
+    /// The systemd unit that the caller runs in
+    #[arg(long, value_name = "NAME")]
+    unit: Option<String>,
+    /// The program that the caller runs; a rule's sha256 is held against what it is now
+    #[arg(long, value_name = "FILE")]
+    executable: Option<PathBuf>,
     /// The account
     #[arg(long, value_name = "EMAIL")]
     account: AccountEmail,
@@ -57,7 +65,8 @@ pub(crate) struct ExplainOptions {
 pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure> {
     let PolicyCommand::Explain(options) = command;
     let config = global.load()?;
-    let caller = caller(&options.user)?;
+    let executable = options.executable.as_deref().map(executable);
+    let caller = Caller { unit: options.unit.clone(), executable, ..caller(&options.user)? };
     let blob = options.blob.as_deref().map(|path| read(path, 1 << 20)).transpose()?;
     let now = SystemTime::now();
     let claims = claims(&options, blob.as_deref(), now)?;
@@ -121,6 +130,14 @@ fn claims(options: &ExplainOptions, blob: Option<&[u8]>, now: SystemTime) -> Res
     }
 }
 
+/// A program as the kernel would tell of it: without links. One that can't be read matches no rule with a hash.
+fn executable(path: &Path) -> Executable {
+    let path = fs::canonicalize(path).unwrap_or_else(|_missing| path.to_owned());
+    let contents = fs::read(&path).ok().map(|contents| Digest::of(Hash::Sha256, &contents));
+    let sha256 = contents.and_then(|digest| digest.as_bytes().try_into().ok());
+    Executable { path, sha256 }
+}
+
 /// A user as the kernel would tell of a process of theirs.
 fn caller(name: &str) -> Result<Caller, Failure> {
     let user = match name.parse() {
@@ -132,14 +149,10 @@ fn caller(name: &str) -> Result<Caller, Failure> {
         let uid = name.parse().map_err(|_no_number| {
             Failure::usage(format!("there is no user {name:?}")).hint("a name or a number from getent passwd")
         })?;
-        return Ok(Caller { uid, gid: uid, groups: Vec::new(), pid: None });
+        return Ok(Caller::new(uid, uid, Vec::new()));
     };
     let c_name = std::ffi::CString::new(user.name).map_err(Failure::usage)?;
     let groups = getgrouplist(&c_name, user.gid).map_err(Failure::new)?;
-    Ok(Caller {
-        uid: user.uid.as_raw(),
-        gid: user.gid.as_raw(),
-        groups: groups.into_iter().map(Gid::as_raw).collect(),
-        pid: None,
-    })
+    let groups = groups.into_iter().map(Gid::as_raw).collect();
+    Ok(Caller::new(user.uid.as_raw(), user.gid.as_raw(), groups))
 }

@@ -19,7 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, Sleep};
 
 use super::peer;
-use crate::access::Caller;
+use crate::access::{Caller, Executable};
 
 /// The bound socket. Dropping it removes the socket from the file system.
 #[derive(Debug)]
@@ -268,10 +268,11 @@ impl Drop for Place {
 
 /// When callers' doing was last told: they must not be able to fill the log.
 #[derive(Debug, Default)]
-struct Told(Mutex<Option<Instant>>);
+pub(super) struct Told(Mutex<Option<Instant>>);
 
 impl Told {
-    fn may_tell(&self) -> bool {
+    /// Whether it is time to tell something again.
+    pub(super) fn may_tell(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let may = last.is_none_or(|last| last.elapsed() >= TELL_AGAIN);
         if may {
@@ -295,6 +296,16 @@ impl Connection {
     #[must_use]
     pub const fn caller(&self) -> &Caller {
         &self.caller
+    }
+
+    pub(super) const fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Takes note of what the peer runs. That took its time: the peer's begins now.
+    pub(super) fn learnt(&mut self, unit: Option<String>, executable: Option<Executable>) {
+        (self.caller.unit, self.caller.executable) = (unit, executable);
+        self.idle.as_mut().reset(Instant::now() + FIRST_BYTES);
     }
 
     fn moved(&mut self) {

@@ -1,7 +1,7 @@
 //! Who stands at the other end of a unix socket, by the kernel's word: the one module of system calls.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use tokio::net::UnixStream;
 
@@ -14,7 +14,30 @@ use crate::access::Caller;
 pub(super) fn caller(stream: &UnixStream) -> io::Result<Caller> {
     let peer = stream.peer_cred()?;
     let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
-    Ok(Caller { uid: peer.uid(), gid: peer.gid(), groups: groups(stream)?, pid })
+    Ok(Caller { pid, ..Caller::new(peer.uid(), peer.gid(), groups(stream)?) })
+}
+
+/// SO_PEERPIDFD (Linux 6.5): the process that connected, which no other process of its pid is mistaken for.
+///
+/// # Errors
+/// Whatever the kernel says: it may be too old, or the process gone.
+#[allow(unsafe_code, reason = "no crate in use wraps SO_PEERPIDFD")]
+pub(super) fn pin(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let mut pidfd: libc::c_int = -1;
+    let mut bytes = libc::socklen_t::try_from(size_of_val(&pidfd)).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for as long as `stream` is borrowed; `pidfd` has room for `bytes` bytes and any bytes
+    // make a c_int; the kernel writes at most `bytes`.
+    let result = unsafe {
+        libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut pidfd).cast(), &raw mut bytes)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pidfd < 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: the kernel has just opened it for this process, and nothing else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
 }
 
 /// SO_PEERGROUPS (unix(7)): the supplementary groups.
@@ -46,6 +69,9 @@ fn groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
         groups.resize(found, 0);
     }
 }
+
+/// <asm-generic/socket.h>; x86-64 and arm64 use it as it is.
+const SO_PEERPIDFD: libc::c_int = 77;
 
 #[cfg(test)]
 mod tests {

@@ -248,7 +248,7 @@ mod tests {
         let account = Account { email: email(), project_id: None, default: false };
         let operations = Operation::ALL.to_vec();
         let rule = Rule { accounts: vec![email()], operations, max_lifetime, ..Rule::default() };
-        let caller = Caller { uid: 1, gid: 1, groups: vec![], pid: None };
+        let caller = Caller::new(1, 1, vec![]);
         Policy::new(vec![account], vec![rule]).authorize(&caller, request)
     }
 

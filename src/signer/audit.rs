@@ -43,6 +43,8 @@ struct Entry {
     uid: u32,
     gid: u32,
     pid: Option<u32>,
+    unit: Option<String>,
+    executable: Option<String>,
     rpc: &'static str,
     operation: Option<&'static str>,
     account: String,
@@ -91,11 +93,14 @@ impl Audit {
         if !self.is_writable() {
             return Err(unwritable());
         }
+        let executable = call.caller.executable.as_ref();
         let entry = Entry {
             time: timestamp(SystemTime::now()),
             uid: call.caller.uid,
             gid: call.caller.gid,
             pid: call.caller.pid,
+            unit: call.caller.unit.as_deref().map(escaped),
+            executable: executable.map(|executable| escaped(&executable.path.to_string_lossy())),
             rpc: call.rpc,
             operation: None,
             account: escaped(call.account),

@@ -24,6 +24,12 @@ pub enum SignError {
         /// When to retry.
         retry_after: Duration,
     },
+    /// The rule that allows it has a rate, and the caller's user has used it up. A retry helps, later.
+    #[error("too many requests of this user: the rule that allows it has a rate")]
+    RateLimited {
+        /// When to retry.
+        retry_after: Duration,
+    },
     /// The device is away. A retry helps once it is back, which needs nobody.
     #[error("{0}")]
     Away(String),
@@ -51,6 +57,7 @@ impl SignError {
             Self::Denied => "NOT_ALLOWED",
             Self::Invalid { .. } => "INVALID_REQUEST",
             Self::Busy { .. } => "DEVICE_BUSY",
+            Self::RateLimited { .. } => "RATE_LIMITED",
             Self::Away(_) => "DEVICE_AWAY",
             Self::Late => "DEADLINE_EXCEEDED",
             Self::Operator { reason, .. } => reason,

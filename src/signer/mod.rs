@@ -6,6 +6,7 @@
 mod audit;
 mod error;
 mod keyring;
+mod rate;
 mod request;
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use crate::access::{Account, AccountEmail, Caller, Permit, Policy, Request};
+use crate::access::{Account, AccountEmail, Caller, Permit, Policy, Request, Sought};
 use crate::jwt::Jwt;
 use crate::key::{Algorithm, Digest, KeyId, Signature};
 pub use crate::keyring::KeyState;
@@ -22,12 +23,13 @@ use audit::Record;
 pub use audit::{Audit, OpenError};
 pub use error::SignError;
 pub use keyring::{Devices, Key, Keyring};
+use rate::Rules;
 pub use request::{Bytes, JwtBody};
 
 /// What a daemon signs with: policy and keyring can be swapped while it runs.
 #[derive(Debug)]
 pub struct Signer {
-    policy: ArcSwap<Policy>,
+    rules: ArcSwap<Rules>,
     keyring: ArcSwap<Keyring>,
     audit: Audit,
 }
@@ -60,7 +62,7 @@ impl Signer {
     /// Puts the parts together.
     #[must_use]
     pub fn new(policy: Policy, keyring: Keyring, audit: Audit) -> Self {
-        Self { policy: ArcSwap::from_pointee(policy), keyring: ArcSwap::from_pointee(keyring), audit }
+        Self { rules: ArcSwap::from_pointee(Rules::new(policy)), keyring: ArcSwap::from_pointee(keyring), audit }
     }
 
     /// Signs bytes or a digest. Bytes that a verifier could take for a JWT are judged as sign-jwt.
@@ -147,9 +149,12 @@ impl Signer {
 
     fn authorize(&self, caller: &Caller, request: &Request<'_>, record: &mut Record) -> Result<Permit, SignError> {
         record.asked(request);
-        let decision = self.policy.load().authorize(caller, request);
+        let rules = self.rules.load();
+        let decision = rules.policy.authorize(caller, request);
         record.decided(&decision);
-        decision.map_err(|_told_to_the_audit_log_alone| SignError::Denied)
+        let permit = decision.map_err(|_told_to_the_audit_log_alone| SignError::Denied)?;
+        rules.spend(&permit, caller.uid)?;
+        Ok(permit)
     }
 
     /// The account that is meant; it need not exist.
@@ -157,8 +162,8 @@ impl Signer {
         if !account.is_empty() {
             return account.parse().map_err(|invalid| SignError::invalid("account", invalid));
         }
-        let policy = self.policy.load();
-        let default = policy.default_account().map(|account| account.email.clone());
+        let rules = self.rules.load();
+        let default = rules.policy.default_account().map(|account| account.email.clone());
         default.ok_or_else(|| SignError::invalid("account", "there is no default account: name one"))
     }
 }
@@ -172,7 +177,7 @@ impl Signer {
     pub async fn account(&self, call: Call<'_>) -> Result<(Account, Arc<Key>), SignError> {
         let mut record = self.audit.begin(&call)?;
         let told = self.resolve(call.account).and_then(|email| {
-            let policy = self.policy.load();
+            let Rules { policy, .. } = &**self.rules.load();
             let account = policy.account(&email).filter(|_| policy.knows(call.caller, &email));
             record.told(account.is_some());
             let account = account.ok_or(SignError::Denied)?;
@@ -188,15 +193,15 @@ impl Signer {
     /// [`SignError`].
     pub fn published(&self, account: &str) -> Result<Vec<Arc<Key>>, SignError> {
         let email = self.resolve(account)?;
-        self.policy.load().account(&email).ok_or(SignError::Denied)?;
+        self.rules.load().policy.account(&email).ok_or(SignError::Denied)?;
         Ok(self.keyring.load().published(&email, SystemTime::now()))
     }
 
     /// Whether any account can sign now.
     #[must_use]
     pub fn can_sign(&self) -> bool {
-        let policy = self.policy.load();
-        let configured = |key: &Key| policy.account(key.account()).is_some();
+        let rules = self.rules.load();
+        let configured = |key: &Key| rules.policy.account(key.account()).is_some();
         self.audit.is_writable() && self.keyring.load().keys().iter().any(|key| key.can_sign() && configured(key))
     }
 
@@ -206,9 +211,16 @@ impl Signer {
         self.keyring.load_full()
     }
 
+    /// What has to be known of a caller for the rules in force.
+    #[must_use]
+    pub fn sought(&self) -> Sought {
+        self.rules.load().policy.sought()
+    }
+
     /// Takes another policy; requests on their way keep the old one.
     pub fn set_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
+        let rules = Rules::following(policy, &self.rules.load());
+        self.rules.store(Arc::new(rules));
     }
 
     /// Takes another keyring; requests on their way keep the old one.

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use signet::access::{Glob, Operation};
+use signet::access::{Executable, Glob, Operation};
 use signet::config::{Config, ConfigError, Fsync};
 use signet::device::{DeviceKind, TokenSelector, TpmParent, TpmSession};
 use tempfile::TempDir;
@@ -219,9 +219,6 @@ fn unknown_field() {
 fn keys_of_later_versions_are_unknown() {
     for (from, to, field) in [
         ("state_dir", "[listen]\nhttp = \"127.0.0.1:8980\"\n#", "http"),
-        ("operations", "rate = \"100/s\"\noperations", "rate"),
-        ("operations", "units = [\"app.service\"]\noperations", "units"),
-        ("operations", "executables = [\"/bin/app\"]\noperations", "executables"),
         ("[[allow]]", "exchange = true\n[[allow]]", "exchange"),
     ] {
         assert_says(&refused(from, to), &[&format!("unknown field `{field}`")]);
@@ -327,6 +324,8 @@ fn empty_lists() {
         ("[\"sign-jwt\"]", "[]", "allow.operations"),
         ("operations", "audiences = []\noperations", "allow.audiences"),
         ("operations", "scopes = []\noperations", "allow.scopes"),
+        ("operations", "units = []\noperations", "allow.units"),
+        ("operations", "executables = []\noperations", "allow.executables"),
         ("operations", "blob_prefixes = []\noperations", "allow.blob_prefixes"),
         ("operations", "claims = { role = [] }\noperations", "allow.claims"),
     ] {
@@ -336,6 +335,47 @@ fn empty_lists() {
         &refused("operations", "blob_prefixes = [\"\"]\noperations"),
         &["allow.blob_prefixes: every blob begins"],
     );
+}
+
+#[test]
+fn units_executables_and_rates_are_what_the_file_says() {
+    let folder = Folder::new();
+    folder.write("app", 0o755, "");
+    symlink(folder.path("app"), folder.path("link")).unwrap();
+    let link = folder.path("link");
+    let rule = format!(
+        "units = [\"app@*.service\"]\nexecutables = [\"{}\", {{ path = \"/not/there\", sha256 = \"{}\" }}]\nrate = \"30/m\"\noperations",
+        link.display(),
+        "aB".repeat(32)
+    );
+    // A unit is enough to say who.
+    let text = folder.text().replace("users = [\"root\"]", "").replace("operations", &rule);
+    let config = folder.load(&text).unwrap();
+    let rule = &config.policy.rules()[0];
+    assert_eq!((&rule.users, &rule.units), (&None, &Some(vec![Glob::new("app@*.service")])));
+    // The kernel tells paths without links.
+    let app = Executable { path: fs::canonicalize(folder.path("app")).unwrap(), sha256: None };
+    let other = Executable { path: "/not/there".into(), sha256: Some([0xab; 32]) };
+    assert_eq!(rule.executables, Some(vec![app, other]));
+    assert_eq!(rule.rate, Some("30/m".parse().unwrap()));
+}
+
+#[test]
+fn executables_and_rates_that_are_none() {
+    let rule = |line: &str| refused("operations", &format!("{line}\noperations"));
+    for (line, parts) in [
+        ("executables = [\"app\"]", ["allow.executables: app is not absolute", "try: give the whole path"]),
+        ("executables = [{ path = \"/a\", sha256 = \"+1\" }]", ["\"+1\" is no SHA-256", "try: write the 64 digits"]),
+        ("executables = [{ path = \"/a\", sha512 = \"x\" }]", ["allow.executables", "unknown field `sha512`"]),
+        ("executables = [{ sha256 = \"x\" }]", ["allow.executables", "missing field `path`"]),
+        ("executables = [7]", ["allow.executables", "a path or a table of path and sha256"]),
+        ("rate = \"100\"", ["allow.rate: \"100\" is no rate", "1/m"]),
+        ("rate = 100", ["allow.rate", "expected a string"]),
+    ] {
+        assert_says(&rule(line), &["line 17: ", parts[0], parts[1]]);
+    }
+    let alone = refused("users = [\"root\"]", "executables = [\"/usr/bin/app\"]");
+    assert_says(&alone, &["allow: it names nobody", "at least one user, group or unit"]);
 }
 
 #[test]

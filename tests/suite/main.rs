@@ -12,6 +12,7 @@ mod support;
 
 mod audit;
 mod bus;
+mod callers;
 mod config;
 mod contract;
 mod daemon;

@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
+use super::identity::Identities;
 use super::listen::{Connection, Listener};
 use crate::access::Caller;
 use crate::proto;
@@ -40,36 +41,40 @@ pub async fn serve(
     cache_time: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let service = signer::Service { signer, cache_time };
-    let signer = proto::signer_server::SignerServer::new(service).max_decoding_message_size(limits::LARGEST_MESSAGE);
+    let service = signer::Service { signer: Arc::clone(&signer), cache_time };
+    let service = proto::signer_server::SignerServer::new(service).max_decoding_message_size(limits::LARGEST_MESSAGE);
     let (accepted, connections) = mpsc::channel(1);
     let server = Server::builder()
         .max_concurrent_streams(limits::STREAMS)
         .http2_max_header_list_size(limits::HEADERS)
-        .add_service(Limited(signer))
+        .add_service(Limited(service))
         .add_service(health.service())
         .add_service(status::reflection().build_v1()?)
         .add_service(status::reflection().build_v1alpha()?)
         // It drains when there are no more connections to come.
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), std::future::pending());
-    let (served, ()) = tokio::join!(server, accept(listener, accepted, stop));
+    let (served, ()) = tokio::join!(server, accept(listener, signer, accepted, stop));
     served.map_err(Into::into)
 }
 
-/// Hands connections to the server until `stop` is done.
+/// Hands connections to the server until `stop` is done, each when what the rules ask of its peer is known.
 async fn accept(
     listener: Listener,
+    signer: Arc<Signer>,
     accepted: mpsc::Sender<Result<Connection, Infallible>>,
     stop: impl Future<Output = ()> + Send,
 ) {
     let mut stop = std::pin::pin!(stop);
+    let identities = Arc::new(Identities::default());
     loop {
         let connection = tokio::select! {
             () = &mut stop => return,
+            () = accepted.closed() => return,
             connection = listener.accept() => connection,
         };
-        if accepted.send(Ok(connection)).await.is_err() {
-            return;
-        }
+        let learning = Arc::clone(&identities).learn(connection, signer.sought());
+        let accepted = accepted.clone();
+        // Nobody waits for what another one's executable takes to read.
+        tokio::spawn(async move { accepted.send(Ok(learning.await)).await });
     }
 }

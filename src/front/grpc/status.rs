@@ -22,7 +22,7 @@ pub(super) fn of(error: &SignError) -> Status {
             details.add_bad_request_violation(*field, problem);
             Code::InvalidArgument
         }
-        SignError::Busy { retry_after } => {
+        SignError::Busy { retry_after } | SignError::RateLimited { retry_after } => {
             details.set_retry_info(Some(*retry_after));
             Code::ResourceExhausted
         }
