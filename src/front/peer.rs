@@ -31,7 +31,11 @@ pub(super) fn pin(stream: &UnixStream) -> io::Result<OwnedFd> {
         libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut pidfd).cast(), &raw mut bytes)
     };
     if result != 0 {
-        return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::ENOPROTOOPT) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel can't pin a peer; Linux 6.5 can"));
+        }
+        return Err(error);
     }
     if pidfd < 0 {
         return Err(io::ErrorKind::Unsupported.into());
