@@ -220,25 +220,44 @@ mod tests {
         assert_eq!(found(Sought { unit: true, executables: vec![] }), None);
     }
 
-    /// What is at the path now is not what runs, or the process sees another file there.
+    fn exe(child: &std::process::Child) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/exe", child.id()))
+    }
+
     #[test]
-    fn a_path_that_leads_elsewhere_is_not_believed() {
+    fn a_program_that_was_replaced_while_it_runs_is_not_the_one_that_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("cat");
+        let path = folder.path().join("app");
         fs::copy("/bin/cat", &path).unwrap();
         let mut child = Command::new(&path).stdin(Stdio::piped()).spawn().unwrap();
-        let link = PathBuf::from(format!("/proc/{}/exe", child.id()));
         let identities = Identities::default();
-        let found = || identities.executable(&link, &sought(&path, None)).unwrap();
+        let found = || identities.executable(&exe(&child), &sought(&path, None)).unwrap();
         assert_eq!(found(), Some(Executable { path: path.clone(), sha256: None }));
-        fs::rename(&path, folder.path().join("moved")).unwrap();
-        fs::copy("/bin/cat", &path).unwrap();
-        let moved = sought(&folder.path().join("moved"), None);
-        assert!(identities.executable(&link, &moved).unwrap().is_some());
         fs::copy("/bin/cat", folder.path().join("new")).unwrap();
-        fs::rename(folder.path().join("new"), folder.path().join("moved")).unwrap();
-        assert_eq!(identities.executable(&link, &moved).unwrap(), None);
+        fs::rename(folder.path().join("new"), &path).unwrap();
         assert_eq!(found(), None);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Whoever may make a mount namespace can have any file at any path: the kernel tells that path all the same.
+    #[test]
+    fn a_path_in_a_file_system_of_the_callers_own_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app");
+        fs::copy("/bin/true", &path).unwrap();
+        let mount = "mount --bind /bin/cat \"$0\" && exec \"$0\"";
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--map-root-user", "--mount", "sh", "-c", mount]).arg(&path);
+        let mut child = unshare.stdin(Stdio::piped()).spawn().unwrap();
+        while fs::read_link(exe(&child)).ok().as_ref() != Some(&path) {
+            if child.try_wait().unwrap().is_some() {
+                eprintln!("SKIPPED: mount namespaces can't be made here");
+                return;
+            }
+            std::thread::yield_now();
+        }
+        assert_eq!(Identities::default().executable(&exe(&child), &sought(&path, None)).unwrap(), None);
         child.kill().unwrap();
         child.wait().unwrap();
     }
