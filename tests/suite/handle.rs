@@ -179,15 +179,15 @@ async fn a_greedy_user_delays_nobody_else() {
     handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
     let greedy: Vec<_> = (0..200)
         .map(|_| {
-            let (handle, request) = (handle.clone(), fake.request(b"", PATIENCE));
+            let (handle, request) = (handle.clone(), fake.request(b"", PATIENCE * 100));
             tokio::spawn(async move { handle.sign(request).await })
         })
         .collect();
     eventually("the greedy one waits", || handle.figures().waiting > 100).await;
     for _ in 0..10 {
         let before = fake.calls("sign");
-        // Far less than the greedy one's requests take: admission knows whose turn is when.
-        let patience = Duration::from_millis(1000);
+        // Less than the greedy one's hundred and more take: admission knows whose turn is when.
+        let patience = (handle.figures().service_time * 60).max(Duration::from_secs(1));
         handle.sign(SignRequest { uid: 2000, ..fake.request(b"", patience) }).await.unwrap();
         // Two were with the process, one more may have had its turn; the process is at the next by now.
         let services = fake.calls("sign") - before;
