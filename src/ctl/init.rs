@@ -19,8 +19,8 @@ use crate::access::AccountEmail;
 /// First set-up: write a configuration and a random PIN, and initialise the device
 ///
 /// Writes a commented configuration (--config says where) and a random PIN file of mode 0600 next to it, never over existing
-/// ones, and then does what `device init` does. The account that it configures can be used by nobody until you add a
-/// rule, or name a user with --allow-user.
+/// ones, and then does what `device init` does. The account that it configures can be used by nobody until you add an
+/// `[[allow]]` rule, or name a user with --allow-user.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
