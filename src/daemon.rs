@@ -15,7 +15,7 @@ use crate::device::{self, DeviceConfig};
 use crate::front::grpc::{self, Health};
 use crate::front::listen::{BindError, Listener};
 use crate::keyring::KeyringError;
-use crate::signer::{Audit, Devices, Keyring, OpenError, Signer};
+use crate::signer::{Audit, Cache, Devices, Keyring, OpenError, Signer};
 use watch::Watch;
 
 /// Opens what a configuration names without serving it: what `signetd --check` does.
@@ -56,12 +56,13 @@ async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
     let stamp = watch::stamp(&config);
     let keyring = keyring(&config, &devices)?;
     let listener = Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?;
-    let signer = Arc::new(Signer::new(config.policy.clone(), keyring, audit));
+    let signer = Arc::new(Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), audit));
     let health = Health::new().await;
     let (reload, reloads) = channel::channel(());
     let watch =
         Watch { config: config.clone(), keyring: stamp, devices, signer: Arc::clone(&signer), health: health.clone() };
     let mut watching = watch.start(reloads);
+    let renewing = tokio::spawn(Arc::clone(&signer).renew());
     tracing::info!(socket = %config.listen.grpc.display(), accounts = config.accounts.len(), "serving");
 
     let (stop, stopped) = channel::channel(());
@@ -85,6 +86,7 @@ async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
         }
     };
     watching.abort();
+    renewing.abort();
     served.map_err(anyhow::Error::from_boxed)
 }
 

@@ -41,6 +41,11 @@ pub mod proto {
     )]
     tonic::include_proto!("signet.v1");
 
+    /// Google's IAM Service Account Credentials API.
+    pub mod iam {
+        tonic::include_proto!("google.iam.credentials.v1");
+    }
+
     /// Every compiled proto, for server reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }

@@ -24,6 +24,8 @@ pub struct Account {
     pub email: AccountEmail,
     /// Its project, where configured.
     pub project_id: Option<String>,
+    /// Google's number for it, where configured.
+    pub unique_id: Option<UniqueId>,
     /// Whether an empty account in a request means this one.
     pub default: bool,
 }
@@ -74,6 +76,36 @@ impl TryFrom<String> for AccountEmail {
 impl From<AccountEmail> for String {
     fn from(email: AccountEmail) -> Self {
         email.0
+    }
+}
+
+/// The unique id of a service account: up to 30 digits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UniqueId(String);
+
+impl FromStr for UniqueId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        if !(1..=30).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err("a unique id has 1 to 30 digits and nothing else");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for UniqueId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        text.parse()
+    }
+}
+
+impl From<UniqueId> for String {
+    fn from(id: UniqueId) -> Self {
+        id.0
     }
 }
 

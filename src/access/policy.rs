@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn account(text: &str) -> Account {
-        Account { email: email(text), project_id: None, default: false }
+        Account { email: email(text), project_id: None, unique_id: None, default: false }
     }
 
     fn caller(uid: u32) -> Caller {

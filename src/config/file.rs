@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::Spanned;
 
 use super::{ConfigError, Fsync};
-use crate::access::{AccountEmail, Operation, Rate as AccessRate};
+use crate::access::{AccountEmail, Operation, Rate as AccessRate, UniqueId};
 use crate::device::{TokenSelector, TpmSession};
 use crate::key::KeyId;
 
@@ -25,6 +26,8 @@ pub(super) struct File {
     pub(super) listen: Listen,
     #[serde(default)]
     pub(super) audit: Audit,
+    #[serde(default)]
+    pub(super) cache: Cache,
     #[serde(default)]
     pub(super) device: Vec<Device>,
     #[serde(default)]
@@ -49,6 +52,21 @@ pub(super) struct Audit {
     pub(super) path: Option<PathBuf>,
     #[serde(default)]
     pub(super) fsync: Fsync,
+}
+
+/// `[cache]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Cache {
+    pub(super) enabled: bool,
+    pub(super) entries: NonZero<usize>,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        const ENTRIES: NonZero<usize> = NonZero::new(10_000).unwrap();
+        Self { enabled: true, entries: ENTRIES }
+    }
 }
 
 /// `[[device]]`: the keys of every kind, because a span does not survive serde's tagged enums.
@@ -84,6 +102,7 @@ pub(super) enum Kind {
 pub(super) struct Account {
     pub(super) email: Spanned<AccountEmail>,
     pub(super) project_id: Option<String>,
+    pub(super) unique_id: Option<Spanned<UniqueId>>,
     pub(super) default: Option<Spanned<bool>>,
 }
 

@@ -43,6 +43,8 @@ pub struct Config {
     pub policy: Policy,
     /// The audit log.
     pub audit: Audit,
+    /// How many minted JWTs are kept; 0: none.
+    pub cache_entries: usize,
     /// How long verifiers may keep public keys.
     pub max_client_cache_time: Duration,
 }
@@ -94,6 +96,7 @@ impl Config {
                 path: written.audit.path.map_or_else(|| state_dir.join("audit.log"), |log| folder.join(log)),
                 fsync: written.audit.fsync,
             },
+            cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
             state_dir,
             path,

@@ -24,8 +24,15 @@ pub(super) fn accounts(source: Source<'_>, written: Vec<WrittenAccount>) -> Resu
             let what = format!("{} is the default account already", other.email);
             return Err(source.wrong(default.span(), "account.default", what, "leave it at one account"));
         }
+        if let Some(id) = account.unique_id.as_ref()
+            && let Some(other) = accounts.iter().find(|other| other.unique_id.as_ref() == Some(id.get_ref()))
+        {
+            let what = format!("it is {}'s already", other.email);
+            return Err(source.wrong(id.span(), "account.unique_id", what, "leave it at the account whose it is"));
+        }
         let default = account.default.is_some_and(Spanned::into_inner);
-        accounts.push(Account { email, project_id: account.project_id, default });
+        let unique_id = account.unique_id.map(Spanned::into_inner);
+        accounts.push(Account { email, project_id: account.project_id, unique_id, default });
     }
     Ok(accounts)
 }

@@ -97,8 +97,8 @@ impl Watch {
         }
         seen.checks.clear();
         let fixed = |config: &Config| {
-            let Config { devices, listen, audit, state_dir, max_client_cache_time, .. } = config.clone();
-            (devices, listen, audit, state_dir, max_client_cache_time)
+            let Config { devices, listen, audit, cache_entries, state_dir, max_client_cache_time, .. } = config.clone();
+            (devices, listen, audit, cache_entries, state_dir, max_client_cache_time)
         };
         if fixed(&config) != fixed(&self.config) {
             tracing::warn!("more than accounts and rules changed in the configuration: restart signetd for the rest");

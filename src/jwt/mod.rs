@@ -39,7 +39,7 @@ pub struct Header<'a> {
 }
 
 /// What an access token is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// One service, as `aud`.
     Audience(String),
@@ -123,12 +123,11 @@ impl UnsignedJwt {
         members: &[(&str, Value)],
         now: SystemTime,
     ) -> Result<Self, InvalidClaims> {
-        let allowed = permit.lifetime();
-        let lifetime = allowed.requested.or(allowed.limit.map(|limit| limit.min(MAX_LIFETIME))).unwrap_or(MAX_LIFETIME);
+        let lifetime = lifetime(permit);
         if lifetime < Duration::from_secs(1) || lifetime > MAX_LIFETIME {
             return Err(InvalidClaims("lifetime: not between a second and an hour".to_owned()));
         }
-        if allowed.limit.is_some_and(|limit| lifetime > limit) {
+        if permit.lifetime().limit.is_some_and(|limit| lifetime > limit) {
             return Err(InvalidClaims("lifetime: beyond what the rule allows".to_owned()));
         }
         let iat = claims::seconds(now);
@@ -221,6 +220,13 @@ impl Jwt {
 /// The longest lifetime of what Signet mints, and the one where nobody asked for another.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 
+/// How long what is minted under a permit is to live: as asked for, else as long as its rule and Signet allow.
+#[must_use]
+pub fn lifetime(permit: &Permit) -> Duration {
+    let allowed = permit.lifetime();
+    allowed.requested.or(allowed.limit.map(|limit| limit.min(MAX_LIFETIME))).unwrap_or(MAX_LIFETIME)
+}
+
 /// Judges what a blob is (see [`jws::Shape`]) for an account.
 #[must_use]
 pub fn shape_of(blob: &[u8], account: &AccountEmail, now: SystemTime) -> jws::Shape {
@@ -245,7 +251,7 @@ mod tests {
     }
 
     fn permit_of(request: &Request<'_>, max_lifetime: Option<Duration>) -> Result<Permit, Denied> {
-        let account = Account { email: email(), project_id: None, default: false };
+        let account = Account { email: email(), project_id: None, unique_id: None, default: false };
         let operations = Operation::ALL.to_vec();
         let rule = Rule { accounts: vec![email()], operations, max_lifetime, ..Rule::default() };
         let caller = Caller::new(1, 1, vec![]);

@@ -37,7 +37,7 @@ pub(super) struct Record {
 }
 
 /// What a line says, in its order. Digests of what was signed, never the thing itself.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct Entry {
     time: String,
     uid: u32,
@@ -54,6 +54,8 @@ struct Entry {
     kid: Option<KeyId>,
     device: Option<KeyId>,
     digest: Option<String>,
+    /// Whether it was signed for another request, earlier or at the same time.
+    cached: bool,
     audience_sha256: Option<String>,
     scope_sha256: Option<String>,
     latency_us: u64,
@@ -110,6 +112,7 @@ impl Audit {
             kid: None,
             device: None,
             digest: None,
+            cached: false,
             audience_sha256: None,
             scope_sha256: None,
             latency_us: 0,
@@ -166,6 +169,29 @@ impl Record {
         entry.kid = Some(kid.clone());
         entry.device = Some(device.clone());
         entry.digest = Some(format!("{hash}:{}", hexadecimal(digest.as_bytes())));
+    }
+
+    /// What was signed for another request is what this one gets.
+    pub(super) fn cached(&mut self, kid: &KeyId, device: &KeyId, digest: &Digest) {
+        self.signing(kid, device, digest);
+        if let Some(entry) = &mut self.entry {
+            entry.cached = true;
+        }
+    }
+
+    /// A second record of the same request, for a signature that is made even if the caller goes away.
+    pub(super) fn again(&self) -> Self {
+        Self { entry: self.entry.clone(), began: self.began, deadline: self.deadline, writer: self.writer.clone() }
+    }
+
+    /// Goes on as this second record.
+    pub(super) fn take_over(&mut self, mut second: Self) {
+        self.entry = second.entry.take();
+    }
+
+    /// Drops the record unwritten.
+    pub(super) fn discard(mut self) {
+        self.entry = None;
     }
 
     /// Writes the record, and only then lets the result through.

@@ -141,6 +141,11 @@ impl Key {
         self.state == KeyState::Active
     }
 
+    /// Whether another one is this one, as it was read from the keyring at another time.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.kid == other.kid && self.public_key == other.public_key
+    }
+
     /// Whether it would sign now.
     #[must_use]
     pub fn can_sign(&self) -> bool {

@@ -1,11 +1,14 @@
 //! THE request path: audit, policy, key, JWT, device, audit. Only this module signs, and every front, whatever its
-//! protocol, comes here: [`Signer::sign_bytes`] for bytes and digests, [`Signer::sign_jwt`] for JWTs.
+//! protocol, comes here: [`Signer::sign_bytes`] for bytes and digests, [`Signer::sign_jwt`] for JWTs. What is minted may
+//! come from the cache, which signs nothing itself.
 //!
 //! It knows no protocol, no configuration file and no device but through its handle.
 
 mod audit;
+mod cache;
 mod error;
 mod keyring;
+mod minting;
 mod rate;
 mod request;
 
@@ -15,15 +18,18 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use crate::access::{Account, AccountEmail, Caller, Permit, Policy, Request, Sought};
+use crate::access::{Account, AccountEmail, Caller, Permit, Policy, Request, Sought, UniqueId};
 use crate::jwt::Jwt;
 use crate::key::{Algorithm, Digest, KeyId, Signature};
 pub use crate::keyring::KeyState;
 use audit::Record;
 pub use audit::{Audit, OpenError};
+use cache::Minted;
+pub use cache::{Cache, CacheFigures};
 pub use error::SignError;
 pub use keyring::{Devices, Key, Keyring};
 use rate::Rules;
+use request::Body;
 pub use request::{Bytes, JwtBody};
 
 /// What a daemon signs with: policy and keyring can be swapped while it runs.
@@ -31,6 +37,7 @@ pub use request::{Bytes, JwtBody};
 pub struct Signer {
     rules: ArcSwap<Rules>,
     keyring: ArcSwap<Keyring>,
+    cache: Cache,
     audit: Audit,
 }
 
@@ -61,8 +68,9 @@ pub struct Signed<T> {
 impl Signer {
     /// Puts the parts together.
     #[must_use]
-    pub fn new(policy: Policy, keyring: Keyring, audit: Audit) -> Self {
-        Self { rules: ArcSwap::from_pointee(Rules::new(policy)), keyring: ArcSwap::from_pointee(keyring), audit }
+    pub fn new(policy: Policy, keyring: Keyring, cache: Cache, audit: Audit) -> Self {
+        let (rules, keyring) = (ArcSwap::from_pointee(Rules::new(policy)), ArcSwap::from_pointee(keyring));
+        Self { rules, keyring, cache, audit }
     }
 
     /// Signs bytes or a digest. Bytes that a verifier could take for a JWT are judged as sign-jwt.
@@ -80,11 +88,12 @@ impl Signer {
         record.finish(signed).await
     }
 
-    /// Makes a JWT and signs it.
+    /// Makes a JWT and signs it. A minted one may be cached: it has the lifetime that was asked for, but is not always
+    /// new. While a device works it has 300 s left at least, or all of its lifetime where that is under half an hour.
     ///
     /// # Errors
     /// [`SignError`].
-    pub async fn sign_jwt(&self, call: Call<'_>, body: JwtBody) -> Result<Signed<Jwt>, SignError> {
+    pub async fn sign_jwt(self: &Arc<Self>, call: Call<'_>, body: JwtBody) -> Result<Signed<Jwt>, SignError> {
         let mut record = self.audit.begin(&call)?;
         let signed = self.jwt(&call, body, &mut record).await;
         record.finish(signed).await
@@ -109,16 +118,41 @@ impl Signer {
         Ok(Signed { kid: key.kid().clone(), algorithm, value: signature })
     }
 
-    async fn jwt(&self, call: &Call<'_>, body: JwtBody, record: &mut Record) -> Result<Signed<Jwt>, SignError> {
+    async fn jwt(
+        self: &Arc<Self>,
+        call: &Call<'_>,
+        body: JwtBody,
+        record: &mut Record,
+    ) -> Result<Signed<Jwt>, SignError> {
+        let (permit, body) = self.judge(call, body, record)?;
+        match body.wanted(&permit).filter(|_| self.cache.is_on()) {
+            Some(wanted) => self.cached(call, permit, &wanted, record).await,
+            None => Ok(self.mint(call, &permit, &body, record).await?.signed()),
+        }
+    }
+
+    fn judge(&self, call: &Call<'_>, body: JwtBody, record: &mut Record) -> Result<(Permit, Body), SignError> {
         let (account, now) = (self.resolve(call.account)?, SystemTime::now());
         let body = body.parse()?;
         let permit = self.authorize(call.caller, &body.request(&account, now), record)?;
+        Ok((permit, body))
+    }
+
+    async fn mint(
+        &self,
+        call: &Call<'_>,
+        permit: &Permit,
+        body: &Body,
+        record: &mut Record,
+    ) -> Result<Minted, SignError> {
+        let issued = SystemTime::now();
         let prepare = |key: &Key| {
-            let unsigned = body.unsigned(&permit, key, now)?;
-            Ok((key.algorithm(), unsigned.digest(), unsigned))
+            let unsigned = body.unsigned(permit, key, issued)?;
+            let digest = unsigned.digest();
+            Ok((key.algorithm(), digest, (unsigned, digest)))
         };
-        let (key, algorithm, signature, unsigned) = self.sign(call, &permit, record, prepare).await?;
-        Ok(Signed { kid: key.kid().clone(), algorithm, value: unsigned.into_jwt(&signature) })
+        let (key, algorithm, signature, (unsigned, digest)) = self.sign(call, permit, record, prepare).await?;
+        Ok(Minted { key, algorithm, digest, jwt: unsigned.into_jwt(&signature), issued })
     }
 
     /// Asks the account's keys in turn: the next one only where the device of the one before can't.
@@ -157,12 +191,16 @@ impl Signer {
         Ok(permit)
     }
 
-    /// The account that is meant; it need not exist.
+    /// The account that is meant, by its email or unique id; it need not exist.
     fn resolve(&self, account: &str) -> Result<AccountEmail, SignError> {
+        let rules = self.rules.load();
+        if let Ok(id) = account.parse::<UniqueId>() {
+            let known = rules.policy.accounts().iter().find(|account| account.unique_id.as_ref() == Some(&id));
+            return known.map(|account| account.email.clone()).ok_or(SignError::Denied);
+        }
         if !account.is_empty() {
             return account.parse().map_err(|invalid| SignError::invalid("account", invalid));
         }
-        let rules = self.rules.load();
         let default = rules.policy.default_account().map(|account| account.email.clone());
         default.ok_or_else(|| SignError::invalid("account", "there is no default account: name one"))
     }
@@ -221,10 +259,25 @@ impl Signer {
     pub fn set_policy(&self, policy: Policy) {
         let rules = Rules::following(policy, &self.rules.load());
         self.rules.store(Arc::new(rules));
+        self.forget();
     }
 
     /// Takes another keyring; requests on their way keep the old one.
     pub fn set_keyring(&self, keyring: Keyring) {
         self.keyring.store(Arc::new(keyring));
+        self.forget();
+    }
+
+    /// Forgets cached JWTs of accounts and keys that are gone. Each request for one is judged anew in any case.
+    fn forget(&self) {
+        let (rules, keyring) = (self.rules.load(), self.keyring.load());
+        let signs = |key: &Key| keyring.keys().iter().any(|active| active.is_active() && active.is_same(key));
+        self.cache.retain(|minted| rules.policy.account(minted.key.account()).is_some() && signs(&minted.key));
+    }
+
+    /// What the cache has done.
+    #[must_use]
+    pub fn cache_figures(&self) -> CacheFigures {
+        self.cache.figures()
     }
 }

@@ -74,7 +74,7 @@ mod tests {
     }
 
     fn policy(rules: Vec<Rule>) -> Policy {
-        Policy::new(vec![Account { email: email(), project_id: None, default: true }], rules)
+        Policy::new(vec![Account { email: email(), project_id: None, unique_id: None, default: true }], rules)
     }
 
     /// Whether a user is served now.

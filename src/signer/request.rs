@@ -19,7 +19,7 @@ pub enum Bytes<'a> {
 }
 
 /// What a JWT is to say.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum JwtBody {
     /// A caller's claims, a JSON object.
     Claims(String),
@@ -113,6 +113,32 @@ impl Body {
         }
     }
 
+    /// What the cache knows the JWT by; `None` where each is signed anew: a caller's own claims, what lives so shortly
+    /// that most would find it nearly expired, and what is too long to be kept.
+    pub(super) fn wanted(&self, permit: &Permit) -> Option<Wanted> {
+        let lifetime = Duration::from_secs(jwt::lifetime(permit).as_secs());
+        let lifetime = Some(lifetime).filter(|lifetime| (CACHED_FROM..=jwt::MAX_LIFETIME).contains(lifetime))?;
+        let (body, length) = match self {
+            Self::Claims(_) => return None,
+            Self::AccessToken { target: Target::Audience(audience), .. } => {
+                let target = Target::Audience(audience.clone());
+                (JwtBody::AccessToken { target, lifetime: Some(lifetime) }, audience.len())
+            }
+            Self::AccessToken { target: Target::Scopes(scopes), .. } => {
+                let (mut scopes, length) = (scopes.clone(), scopes.iter().map(String::len).sum());
+                scopes.sort_unstable();
+                scopes.dedup();
+                (JwtBody::AccessToken { target: Target::Scopes(scopes), lifetime: Some(lifetime) }, length)
+            }
+            Self::IdToken { audience, include_email, .. } => {
+                let (audience, include_email) = (audience.clone(), *include_email);
+                let length = audience.len();
+                (JwtBody::IdToken { audience, include_email, lifetime: Some(lifetime) }, length)
+            }
+        };
+        (length <= LONGEST_CACHED).then(|| Wanted { account: permit.account().email.clone(), body })
+    }
+
     pub(super) fn unsigned(&self, permit: &Permit, key: &Key, now: SystemTime) -> Result<UnsignedJwt, SignError> {
         let header = Header { algorithm: key.algorithm(), kid: key.kid() };
         match self {
@@ -132,6 +158,14 @@ impl Body {
     }
 }
 
+/// Everything that the bytes of a minted JWT depend on, but its key and its time: its scopes a sorted set, its lifetime
+/// settled.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Wanted {
+    pub(super) account: AccountEmail,
+    pub(super) body: JwtBody,
+}
+
 /// The error of a field: the one that the text begins with, where the request has it.
 fn invalid(field: &'static str, InvalidClaims(text): InvalidClaims) -> SignError {
     let named = [("audience: ", "audience"), ("scope: ", "scopes"), ("lifetime: ", "lifetime")];
@@ -145,3 +179,8 @@ fn bare(account: &AccountEmail, operation: Operation) -> Request<'_> {
     let (audiences, scopes, claims) = (Vec::new(), Vec::new(), Vec::new());
     Request { account, operation, audiences, scopes, claims, blob: None, lifetime: None }
 }
+
+/// Renewed at three quarters of its lifetime, such a JWT has 7.5 minutes left: time to renew it before it has 5.
+const CACHED_FROM: Duration = Duration::from_secs(30 * 60);
+/// So that no more than the number of JWTs bounds the cache.
+const LONGEST_CACHED: usize = 4096;

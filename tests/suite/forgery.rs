@@ -34,7 +34,7 @@ impl Machine {
     fn new(operations: &[Operation], rule: Rule) -> Self {
         let account: AccountEmail = EMAIL.parse().unwrap();
         let rule = Rule { accounts: vec![account.clone()], operations: operations.to_vec(), ..rule };
-        let accounts = vec![Account { email: account.clone(), project_id: None, default: true }];
+        let accounts = vec![Account { email: account.clone(), project_id: None, unique_id: None, default: true }];
         Self { policy: Policy::new(accounts, vec![rule]), account, now: SystemTime::now() }
     }
 

@@ -12,7 +12,9 @@ mod support;
 
 mod audit;
 mod bus;
+mod cache;
 mod callers;
+mod clients;
 mod config;
 mod contract;
 mod daemon;

@@ -30,10 +30,9 @@ pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
 pub(super) async fn within<T>(
     deadline: Instant,
     answer: impl Future<Output = Result<T, SignError>>,
-) -> Result<T, Status> {
+) -> Result<T, SignError> {
     // The signer keeps the deadline itself, and then writes its record: only where that takes long is it cut off here.
-    let answered = tokio::time::timeout_at(deadline + GRACE, answer).await;
-    answered.unwrap_or(Err(SignError::Late)).map_err(|error| status::of(&error))
+    tokio::time::timeout_at(deadline + GRACE, answer).await.unwrap_or(Err(SignError::Late))
 }
 
 /// Refuses a message that is larger than its rpc needs.

@@ -1,6 +1,8 @@
 //! gRPC on a unix socket: the services, their limits, and errors as google.rpc statuses.
 
+mod iam;
 mod limits;
+mod rpc;
 mod signer;
 mod status;
 
@@ -41,6 +43,9 @@ pub async fn serve(
     cache_time: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let iam = iam::Service { signer: Arc::clone(&signer) };
+    let iam = proto::iam::iam_credentials_server::IamCredentialsServer::new(iam)
+        .max_decoding_message_size(limits::LARGEST_MESSAGE);
     let service = signer::Service { signer: Arc::clone(&signer), cache_time };
     let service = proto::signer_server::SignerServer::new(service).max_decoding_message_size(limits::LARGEST_MESSAGE);
     let (accepted, connections) = mpsc::channel(1);
@@ -48,6 +53,7 @@ pub async fn serve(
         .max_concurrent_streams(limits::STREAMS)
         .http2_max_header_list_size(limits::HEADERS)
         .add_service(Limited(service))
+        .add_service(Limited(iam))
         .add_service(health.service())
         .add_service(status::reflection().build_v1()?)
         .add_service(status::reflection().build_v1alpha()?)

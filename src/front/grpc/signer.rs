@@ -5,15 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use tonic::{Request, Response, Status};
 
-use super::limits::{deadline, payload, small, within};
-use super::status;
-use crate::access::Caller;
+use super::rpc::{Asked, SignedJwt, invalid, lifetime};
+use crate::jwt::Target;
 use crate::jwt::certificate::validity;
 use crate::jwt::jwk::{PublishedKey, jwks};
-use crate::jwt::{Jwt, Target};
 use crate::key;
 use crate::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
-use crate::signer::{Bytes, Call, JwtBody, Key, KeyState, SignError, Signed, Signer};
+use crate::signer::{Bytes, JwtBody, Key, KeyState, SignError, Signed, Signer};
 
 pub(super) struct Service {
     pub(super) signer: Arc<Signer>,
@@ -25,34 +23,27 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl proto::signer_server::Signer for Service {
     async fn sign_blob(&self, request: Request<proto::SignBlobRequest>) -> Answer<proto::SignBlobResponse> {
-        let (caller, deadline, message) = opened(request)?;
-        let call = Call { caller: &caller, rpc: "SignBlob", account: &message.account, deadline };
-        let sign = async {
+        let asked = Asked::new("SignBlob", request)?;
+        let signed = asked.sign_bytes(&self.signer, |message| {
             let algorithm = algorithm_of(message.algorithm)?;
             let bytes = match message.input.as_ref() {
-                Some(blob::Input::Payload(bytes)) => {
-                    payload(bytes)?;
-                    Bytes::Message(bytes)
-                }
+                Some(blob::Input::Payload(bytes)) => Bytes::Message(bytes),
                 Some(blob::Input::Digest(digest)) => Bytes::Digest(digest),
                 None => return Err(invalid("input", "payload or digest is needed")),
             };
-            self.signer.sign_bytes(call, bytes, algorithm).await
-        };
-        let Signed { kid, algorithm, value } = within(deadline, sign).await?;
+            Ok((&message.account, bytes, algorithm))
+        });
+        let Signed { kid, algorithm, value } = signed.await?;
         let signature = value.into_bytes().into();
         let algorithm = algorithm_to(algorithm).into();
         Ok(Response::new(proto::SignBlobResponse { key_id: kid.into(), signature, algorithm }))
     }
 
     async fn sign_jwt(&self, request: Request<proto::SignJwtRequest>) -> Answer<proto::SignJwtResponse> {
-        let (caller, deadline, message) = opened(request)?;
-        let call = Call { caller: &caller, rpc: "SignJwt", account: &message.account, deadline };
-        let signed = within(deadline, async {
-            small(&message)?;
-            self.signer.sign_jwt(call, JwtBody::Claims(message.claims.clone())).await
-        });
-        let (key_id, jwt, expire_time) = parts(signed.await?);
+        let asked = Asked::new("SignJwt", request)?;
+        let signed =
+            asked.sign_jwt(&self.signer, |message| Ok((&message.account, JwtBody::Claims(message.claims.clone()))));
+        let SignedJwt { key_id, jwt, expire_time } = signed.await?;
         Ok(Response::new(proto::SignJwtResponse { key_id, jwt, expire_time }))
     }
 
@@ -60,33 +51,29 @@ impl proto::signer_server::Signer for Service {
         &self,
         request: Request<proto::MintJwtAccessTokenRequest>,
     ) -> Answer<proto::MintJwtAccessTokenResponse> {
-        let (caller, deadline, message) = opened(request)?;
-        let call = Call { caller: &caller, rpc: "MintJwtAccessToken", account: &message.account, deadline };
-        let signed = within(deadline, async {
-            small(&message)?;
+        let asked = Asked::new("MintJwtAccessToken", request)?;
+        let signed = asked.sign_jwt(&self.signer, |message| {
             let target = match message.target.clone() {
                 Some(mint::Target::Audience(audience)) => Target::Audience(audience),
                 Some(mint::Target::Scopes(scopes)) => Target::Scopes(scopes.scope),
                 None => return Err(invalid("target", "audience or scopes are needed")),
             };
             let lifetime = lifetime(message.lifetime)?;
-            self.signer.sign_jwt(call, JwtBody::AccessToken { target, lifetime }).await
+            Ok((&message.account, JwtBody::AccessToken { target, lifetime }))
         });
-        let (key_id, access_token, expire_time) = parts(signed.await?);
+        let SignedJwt { key_id, jwt: access_token, expire_time } = signed.await?;
         let token_type = "Bearer".to_owned();
         Ok(Response::new(proto::MintJwtAccessTokenResponse { access_token, token_type, expire_time, key_id }))
     }
 
     async fn mint_id_token(&self, request: Request<proto::MintIdTokenRequest>) -> Answer<proto::MintIdTokenResponse> {
-        let (caller, deadline, message) = opened(request)?;
-        let call = Call { caller: &caller, rpc: "MintIdToken", account: &message.account, deadline };
-        let signed = within(deadline, async {
-            small(&message)?;
-            let lifetime = lifetime(message.lifetime)?;
+        let asked = Asked::new("MintIdToken", request)?;
+        let signed = asked.sign_jwt(&self.signer, |message| {
             let (audience, include_email) = (message.audience.clone(), message.include_email);
-            self.signer.sign_jwt(call, JwtBody::IdToken { audience, include_email, lifetime }).await
+            let lifetime = lifetime(message.lifetime)?;
+            Ok((&message.account, JwtBody::IdToken { audience, include_email, lifetime }))
         });
-        let (key_id, id_token, expire_time) = parts(signed.await?);
+        let SignedJwt { key_id, jwt: id_token, expire_time } = signed.await?;
         Ok(Response::new(proto::MintIdTokenResponse { id_token, expire_time, key_id }))
     }
 
@@ -94,7 +81,7 @@ impl proto::signer_server::Signer for Service {
         &self,
         request: Request<proto::GetPublicCertificatesRequest>,
     ) -> Answer<proto::GetPublicCertificatesResponse> {
-        let keys = self.signer.published(&request.into_inner().account).map_err(|error| status::of(&error))?;
+        let keys = self.signer.published(&request.into_inner().account)?;
         let published: Vec<_> = keys.iter().map(|key| published(key)).collect();
         Ok(Response::new(proto::GetPublicCertificatesResponse {
             certificates: keys.iter().map(|key| certificate(key)).collect(),
@@ -104,9 +91,8 @@ impl proto::signer_server::Signer for Service {
     }
 
     async fn get_account(&self, request: Request<proto::GetAccountRequest>) -> Answer<proto::GetAccountResponse> {
-        let (caller, deadline, message) = opened(request)?;
-        let call = Call { caller: &caller, rpc: "GetAccount", account: &message.account, deadline };
-        let (account, key) = within(deadline, self.signer.account(call)).await?;
+        let asked = Asked::new("GetAccount", request)?;
+        let (account, key) = asked.account(&self.signer, |message| &message.account).await?;
         Ok(Response::new(proto::GetAccountResponse {
             email: account.email.into(),
             project_id: account.project_id.unwrap_or_default(),
@@ -114,24 +100,6 @@ impl proto::signer_server::Signer for Service {
             algorithm: algorithm_to(key.algorithm()).into(),
         }))
     }
-}
-
-/// The peer, the deadline and the message of a request.
-fn opened<T>(request: Request<T>) -> Result<(Caller, tokio::time::Instant, T), Status> {
-    let deadline = deadline(request.metadata());
-    let caller = request.extensions().get::<Caller>().cloned();
-    let caller = caller.ok_or_else(|| Status::internal("the connection does not say whose it is"))?;
-    Ok((caller, deadline, request.into_inner()))
-}
-
-fn parts(signed: Signed<Jwt>) -> (String, String, Option<prost_types::Timestamp>) {
-    let expires = prost_types::Timestamp::from(signed.value.expires());
-    (signed.kid.into(), signed.value.as_str().to_owned(), Some(expires))
-}
-
-fn lifetime(lifetime: Option<prost_types::Duration>) -> Result<Option<Duration>, SignError> {
-    let lifetime = lifetime.map(Duration::try_from).transpose();
-    lifetime.map_err(|_negative| invalid("lifetime", "it must not be negative"))
 }
 
 fn algorithm_of(algorithm: i32) -> Result<Option<key::Algorithm>, SignError> {
@@ -181,8 +149,4 @@ fn certificate(key: &Key) -> proto::PublicCertificate {
         not_before: dates.map(|(not_before, _)| timestamp(not_before)),
         not_after: dates.map(|(_, not_after)| timestamp(not_after)),
     }
-}
-
-fn invalid(field: &'static str, problem: &str) -> SignError {
-    SignError::Invalid { field, problem: problem.to_owned() }
 }

@@ -37,7 +37,13 @@ pub(super) fn of(error: &SignError) -> Status {
     Status::with_error_details(code, error.to_string(), details)
 }
 
-/// The health service: "" and "signet.v1.Signer" tell whether any account can sign now.
+impl From<SignError> for Status {
+    fn from(error: SignError) -> Self {
+        of(&error)
+    }
+}
+
+/// The health service: "" and each service that signs tell whether any account can sign now.
 #[derive(Clone, Debug)]
 pub struct Health(HealthReporter);
 
@@ -52,7 +58,8 @@ impl Health {
     /// Tells whether any account can sign now.
     pub async fn set(&self, can_sign: bool) {
         let status = if can_sign { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", proto::signer_server::SERVICE_NAME] {
+        let signing = [proto::signer_server::SERVICE_NAME, proto::iam::iam_credentials_server::SERVICE_NAME];
+        for service in signing.into_iter().chain([""]) {
             self.0.set_service_status(service, status).await;
         }
     }

@@ -1,0 +1,86 @@
+//! What every rpc that signs does, whatever its service: who asks and until when, call the signer, encode what came.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::time::Instant;
+use tonic::{Request, Status};
+
+use super::limits::{deadline, payload, small, within};
+use crate::access::{Account, Caller};
+use crate::key::{Algorithm, Signature};
+use crate::signer::{Bytes, Call, JwtBody, Key, SignError, Signed, Signer};
+
+/// A request on its way, to the rpc of this name.
+pub(super) struct Asked<T> {
+    pub(super) message: T,
+    rpc: &'static str,
+    caller: Caller,
+    deadline: Instant,
+}
+
+/// A JWT as responses have it.
+pub(super) struct SignedJwt {
+    pub(super) key_id: String,
+    pub(super) jwt: String,
+    pub(super) expire_time: Option<prost_types::Timestamp>,
+}
+
+impl<T: Message> Asked<T> {
+    /// Takes the peer, the deadline and the message from a request.
+    pub(super) fn new(rpc: &'static str, request: Request<T>) -> Result<Self, Status> {
+        let deadline = deadline(request.metadata());
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("the connection does not say whose it is"))?;
+        Ok(Self { message: request.into_inner(), rpc, caller, deadline })
+    }
+
+    /// Signs the bytes that are read from the message.
+    pub(super) async fn sign_bytes(
+        &self,
+        signer: &Signer,
+        read: impl FnOnce(&T) -> Result<(&str, Bytes<'_>, Option<Algorithm>), SignError>,
+    ) -> Result<Signed<Signature>, SignError> {
+        let (account, bytes, algorithm) = read(&self.message)?;
+        if let Bytes::Message(bytes) = bytes {
+            payload(bytes)?;
+        }
+        within(self.deadline, signer.sign_bytes(self.call(account), bytes, algorithm)).await
+    }
+
+    /// Signs a JWT of what is read from the message.
+    pub(super) async fn sign_jwt(
+        &self,
+        signer: &Arc<Signer>,
+        read: impl FnOnce(&T) -> Result<(&str, JwtBody), SignError>,
+    ) -> Result<SignedJwt, SignError> {
+        small(&self.message)?;
+        let (account, body) = read(&self.message)?;
+        let signed = within(self.deadline, signer.sign_jwt(self.call(account), body)).await?;
+        let expire_time = Some(prost_types::Timestamp::from(signed.value.expires()));
+        Ok(SignedJwt { key_id: signed.kid.into(), jwt: signed.value.as_str().to_owned(), expire_time })
+    }
+
+    /// Tells who an account is, and which key would sign for it.
+    pub(super) async fn account(
+        &self,
+        signer: &Signer,
+        read: impl FnOnce(&T) -> &str,
+    ) -> Result<(Account, Arc<Key>), SignError> {
+        within(self.deadline, signer.account(self.call(read(&self.message)))).await
+    }
+
+    const fn call<'a>(&'a self, account: &'a str) -> Call<'a> {
+        Call { caller: &self.caller, rpc: self.rpc, account, deadline: self.deadline }
+    }
+}
+
+pub(super) fn lifetime(lifetime: Option<prost_types::Duration>) -> Result<Option<Duration>, SignError> {
+    let lifetime = lifetime.map(Duration::try_from).transpose();
+    lifetime.map_err(|_negative| invalid("lifetime", "it must not be negative"))
+}
+
+pub(super) fn invalid(field: &'static str, problem: &str) -> SignError {
+    SignError::Invalid { field, problem: problem.to_owned() }
+}
