@@ -19,6 +19,10 @@ pub(super) fn object(text: &str) -> Result<Members, String> {
     if text.starts_with('\u{feff}') {
         return Err("it begins with a byte order mark".to_owned());
     }
+    // The parser's own complaint about another value would quote it.
+    if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
+        return Err("not a JSON object".to_owned());
+    }
     let mut json = serde_json::Deserializer::from_str(text);
     let members = (&mut json).deserialize_map(ObjectVisitor).map_err(|error| error.to_string())?;
     json.end().map_err(|error| error.to_string())?;

@@ -79,26 +79,38 @@ fn is_canonical_header(text: &str) -> bool {
 /// Whether any verifier might read a JSON object where a JWS has its header or its payload. A blob without a dot is no
 /// JWS, and most others are settled after a few characters.
 fn could_be_jws(blob: &[u8]) -> bool {
-    let dots = || blob.iter().enumerate().filter(|(_, byte)| **byte == b'.').map(|(index, _)| index);
-    let Some(first) = dots().next() else {
-        return false;
+    blob.contains(&b'.')
+        && (any_part_could_be_object(&symbols(blob.iter().copied()))
+            || !blob.is_ascii() && any_part_could_be_object(&low_symbols(blob)))
+}
+
+/// What no decoder skips: base64 characters, and the dots between the parts. Read once, whatever the number of parts.
+fn symbols(bytes: impl Iterator<Item = u8>) -> Vec<u8> {
+    bytes.filter(|byte| byte.is_ascii_alphanumeric() || b"+/-_=.".contains(byte)).collect()
+}
+
+/// The same of the low eight bits of each UTF-16 code unit, which Node's Buffer decodes, split at real dots alone.
+fn low_symbols(blob: &[u8]) -> Vec<u8> {
+    let unit = |unit: u16| match unit.to_le_bytes() {
+        [b'.', high] if high != 0 => 0,
+        [low, _] => low,
     };
-    // Some split at the first dot and some at the last, and JWS in JSON form may have dots inside the header: then the
-    // header is read from the beginning past the first dot, and the payload may follow any.
-    let last = blob.iter().rposition(|byte| *byte == b'.');
-    let payloads = dots().take(JUDGED_DOTS).chain(last).filter_map(|dot| blob.get(dot + 1..));
-    let ascii = blob.is_ascii();
-    [blob.get(..first).unwrap_or_default(), blob].into_iter().chain(payloads).any(|part| could_be_object(part, ascii))
+    symbols(blob.utf8_chunks().flat_map(|chunk| chunk.valid().encode_utf16().map(unit)))
+}
+
+/// Some split at the first dot and some at the last, and JWS in JSON form may have dots inside the header: then the
+/// header is read from the beginning past the first dot, and the payload may follow any.
+fn any_part_could_be_object(symbols: &[u8]) -> bool {
+    let dots = || symbols.iter().enumerate().filter(|(_, byte)| **byte == b'.').map(|(index, _)| index);
+    let header = dots().next().and_then(|first| symbols.get(..first));
+    let last = symbols.iter().rposition(|byte| *byte == b'.');
+    let payloads = dots().take(JUDGED_DOTS).chain(last).filter_map(|dot| symbols.get(dot + 1..));
+    header.into_iter().chain([symbols]).chain(payloads).any(could_be_object)
 }
 
 /// Whether any decoder makes the beginning of a JSON object of a part.
-fn could_be_object(part: &[u8], ascii: bool) -> bool {
-    any_reading(part.iter().copied()) || !ascii && any_reading(low_bytes(part))
-}
-
-fn any_reading(bytes: impl Iterator<Item = u8>) -> bool {
-    let known = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(byte);
-    let symbols: Vec<u8> = bytes.filter(known).take(MAX_SYMBOLS).collect();
+fn could_be_object(part: &[u8]) -> bool {
+    let symbols: Vec<u8> = part.iter().copied().filter(|byte| *byte != b'.').take(MAX_SYMBOLS).collect();
     ALPHABETS.into_iter().any(|alphabet| {
         [Padding::Dropped, Padding::Ends, Padding::Restarts].into_iter().any(|padding| {
             let mut rest = symbols.iter().copied();
@@ -106,14 +118,6 @@ fn any_reading(bytes: impl Iterator<Item = u8>) -> bool {
             // What is still undecided after so many could be anything.
             begins || symbols.len() == MAX_SYMBOLS && rest.len() == 0
         })
-    })
-}
-
-/// The low eight bits of each UTF-16 code unit: what Node's Buffer decodes.
-fn low_bytes(part: &[u8]) -> impl Iterator<Item = u8> {
-    part.utf8_chunks().flat_map(|chunk| {
-        let invalid = chunk.invalid().iter().map(|_byte| 0xfd);
-        chunk.valid().encode_utf16().map(|unit| unit.to_le_bytes()[0]).chain(invalid)
     })
 }
 
@@ -181,47 +185,53 @@ impl<I> Decoder<I> {
 }
 
 /// Whether a lenient parser might find a JSON object here, in UTF-8, UTF-16 or UTF-32: a brace, then a member's name or
-/// the closing brace, between them what some parser skips.
+/// the closing brace, between them what some parser skips. What goes on skipping beyond all measure counts as one.
 fn begins_object(bytes: impl Iterator<Item = u8>) -> bool {
     let mut bytes = bytes.peekable();
-    if skip(&mut bytes, is_blank) > MAX_BLANKS {
-        return true;
-    }
-    match bytes.next() {
-        Some(b'{') => {}
-        Some(b'/') => return matches!(bytes.next(), Some(b'/' | b'*')),
-        // The guard against script inclusion that some parsers drop.
-        Some(b')') => return bytes.next() == Some(b']') && bytes.next() == Some(b'}'),
-        _ => return false,
-    }
-    skip(&mut bytes, |byte| is_blank(byte) || byte == b',');
-    if matches!(bytes.peek(), Some(b'"' | b'\'' | b'}' | b'/' | b'#')) {
-        return true;
-    }
-    let name = skip(&mut bytes, |byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte == 0);
-    skip(&mut bytes, is_blank);
-    name > 0 && matches!(bytes.next(), Some(b':' | b'='))
+    begins_within_measure(&mut bytes).unwrap_or(true)
 }
 
-fn skip(bytes: &mut Peekable<impl Iterator<Item = u8>>, skipped: impl Fn(u8) -> bool) -> usize {
-    let mut count = 0;
-    while count <= MAX_BLANKS && bytes.next_if(|byte| skipped(*byte)).is_some() {
-        count += 1;
+/// None where more is skipped than anything innocent has.
+fn begins_within_measure(bytes: &mut Peekable<impl Iterator<Item = u8>>) -> Option<bool> {
+    skip(bytes, is_blank)?;
+    match bytes.next() {
+        Some(b'{') => {}
+        Some(b'/') => return Some(matches!(bytes.next(), Some(b'/' | b'*'))),
+        // The guard against script inclusion that some parsers drop.
+        Some(b')') => return Some(bytes.next() == Some(b']') && bytes.next() == Some(b'}')),
+        _ => return Some(false),
     }
-    count
+    skip(bytes, |byte| is_blank(byte) || byte == b',')?;
+    if matches!(bytes.peek(), Some(b'"' | b'\'' | b'}' | b'/' | b'#')) {
+        return Some(true);
+    }
+    let name = skip(bytes, |byte| byte.is_ascii_alphanumeric() || b"_$\\\0".contains(&byte))?;
+    skip(bytes, is_blank)?;
+    Some(name > 0 && matches!(bytes.next(), Some(b':' | b'=' | b'/' | b'#')))
+}
+
+fn skip(bytes: &mut Peekable<impl Iterator<Item = u8>>, skipped: impl Fn(u8) -> bool) -> Option<usize> {
+    let mut count = 0;
+    while bytes.next_if(|byte| skipped(*byte)).is_some() {
+        count += 1;
+        if count > MAX_BLANKS {
+            return None;
+        }
+    }
+    Some(count)
 }
 
 /// NULs, white space, and the bytes of which byte order marks and Unicode's spaces are made.
 const fn is_blank(byte: u8) -> bool {
-    matches!(byte, 0..=b' ' | 0x7f | 0x80 | 0x85 | 0xa0 | 0xbb | 0xbf | 0xc2 | 0xe2 | 0xe3 | 0xef | 0xfe | 0xff)
+    matches!(byte, 0..=b' ' | 0x7f..=0x8f | 0x9a | 0x9f | 0xa0 | 0xa8 | 0xa9 | 0xaf | 0xbb | 0xbf | 0xc2 | 0xe1..=0xe3 | 0xef | 0xfe | 0xff)
 }
 
 /// Either alphabet, both at once, or neither, the rest being skipped.
 const ALPHABETS: [Alphabet; 4] = [[b"+-", b"/_"], [b"+", b"/"], [b"-", b"_"], [b"", b""]];
 /// After how many dots a payload is looked for, besides after the last.
 const JUDGED_DOTS: usize = 4;
-/// More than so many NULs and blanks begin nothing that is innocent.
-const MAX_BLANKS: usize = 4096;
+/// More than so many NULs and blanks in one place stand in nothing that is innocent.
+const MAX_BLANKS: usize = 1024;
 /// How many characters of a part are decoded: it bounds the work, whatever the blob.
 const MAX_SYMBOLS: usize = 8192;
 
@@ -309,6 +319,28 @@ mod tests {
             format!(r#"{{"exp":{exp}}}{{}}"#),
         ] {
             assert_refused(join(HEADER.as_bytes(), payload.as_bytes()).as_bytes());
+        }
+    }
+
+    #[test]
+    fn no_length_of_white_space_hides_a_jwt() {
+        for count in [1, 100, 1023, 1024, 1025, 4096, 4097, 4098, 5000, 6140, 8192, 20_000, 300_000] {
+            for blank in [" ", "\n", "\0", "\u{2003}", "\u{3000}"] {
+                let blanks = blank.repeat(count);
+                for object in [
+                    format!("{blanks}{{}}"),
+                    format!("{{{blanks}}}"),
+                    format!("{{{blanks}\"alg\":\"RS256\"}}"),
+                    format!("{{alg{blanks}:\"RS256\"}}"),
+                    format!("{{{},\"alg\":\"RS256\"}}", ",".repeat(count)),
+                    format!("{{{}:1}}", "a".repeat(count)),
+                ] {
+                    assert_refused(join(object.as_bytes(), claims().as_bytes()).as_bytes());
+                    assert_refused(join(object.as_bytes(), b"innocent").as_bytes());
+                    assert_refused(join(b"innocent", object.as_bytes()).as_bytes());
+                    assert_refused(format!("GOOG4-RSA-SHA256\n.{}", URL_SAFE_NO_PAD.encode(&object)).as_bytes());
+                }
+            }
         }
     }
 
