@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, AccountEmail, Caller, Condition, Rule, Sought};
+use super::{Account, AccountEmail, Caller, ClaimValue, Condition, Rule, Sought};
 
 /// What a caller may be allowed to do with an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -37,8 +37,8 @@ pub struct Request<'a> {
     pub audiences: Vec<&'a str>,
     /// Every scope that the result would carry, split at white space.
     pub scopes: Vec<&'a str>,
-    /// Every other claim with the caller's value, as JSON text (a string without its quotes).
-    pub claims: Vec<(&'a str, String)>,
+    /// Every other claim of the caller's.
+    pub claims: Vec<(&'a str, ClaimValue)>,
     /// The blob, where one is to be signed as such.
     pub blob: Option<&'a [u8]>,
     /// The lifetime that the result would have, where the caller chose one.
@@ -227,7 +227,7 @@ impl FromStr for Operation {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Executable, Glob};
+    use super::super::{ClaimPattern, Executable, Glob};
     use super::*;
 
     const ALICE: u32 = 1000;
@@ -397,16 +397,32 @@ mod tests {
     fn other_claims_are_those_named() {
         let a = email("a@x");
         let jwt = |claims: &[(&'static str, &str)]| Request {
-            claims: claims.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+            claims: claims.iter().map(|(name, value)| (*name, ClaimValue::Text((*value).to_owned()))).collect(),
             ..request(&a, Operation::SignJwt)
         };
-        let rule = Rule { claims: Some(vec![("role".to_owned(), vec![Glob::new("read*")])]), ..open_rule() };
+        let readers = vec![ClaimPattern::Text(Glob::new("read*"))];
+        let rule = Rule { claims: Some(vec![("role".to_owned(), readers)]), ..open_rule() };
         assert_eq!(check(rule.clone(), &caller(ALICE), &jwt(&[("role", "reader")])), Ok(()));
         assert_eq!(check(rule.clone(), &caller(ALICE), &jwt(&[])), Ok(()));
         assert_eq!(check(rule.clone(), &caller(ALICE), &jwt(&[("role", "admin")])), Err(Condition::Claims));
         let more = jwt(&[("role", "reader"), ("extra", "1")]);
         assert_eq!(check(rule, &caller(ALICE), &more), Err(Condition::Claims));
         assert_eq!(check(open_rule(), &caller(ALICE), &more), Ok(()));
+    }
+
+    #[test]
+    fn a_claim_of_another_type_is_another_value() {
+        let a = email("a@x");
+        let jwt = |value| Request { claims: vec![("admin", value)], ..request(&a, Operation::SignJwt) };
+        let rule = |pattern| Rule { claims: Some(vec![("admin".to_owned(), vec![pattern])]), ..open_rule() };
+        let (text, json) = (|| ClaimValue::Text("false".to_owned()), || ClaimValue::Json("false".to_owned()));
+        let anything = || rule(ClaimPattern::Text(Glob::new("*")));
+        assert_eq!(check(anything(), &caller(ALICE), &jwt(text())), Ok(()));
+        assert_eq!(check(anything(), &caller(ALICE), &jwt(json())), Err(Condition::Claims));
+        let exactly = || rule(ClaimPattern::Json("false".to_owned()));
+        assert_eq!(check(exactly(), &caller(ALICE), &jwt(json())), Ok(()));
+        assert_eq!(check(exactly(), &caller(ALICE), &jwt(text())), Err(Condition::Claims));
+        assert_eq!(check(exactly(), &caller(ALICE), &jwt(ClaimValue::Json("true".to_owned()))), Err(Condition::Claims));
     }
 
     #[test]
@@ -512,11 +528,16 @@ mod tests {
         );
         (parties, contents).prop_map(|((users, groups, units, accounts, operations), contents)| {
             let (audiences, scopes, claims, blob_prefixes, max_lifetime) = contents;
-            let claims = claims
-                .map(|claims| claims.into_iter().map(|(name, globs)| (name, globs.unwrap_or_default())).collect());
+            let claims = claims.map(|claims| {
+                claims.into_iter().map(|(name, globs)| (name, texts(globs.unwrap_or_default()))).collect()
+            });
             let rule = Rule { users, groups, units, accounts, operations, ..Rule::default() };
             Rule { audiences, scopes, claims, blob_prefixes, max_lifetime, ..rule }
         })
+    }
+
+    fn texts(globs: Vec<Glob>) -> Vec<ClaimPattern> {
+        globs.into_iter().map(ClaimPattern::Text).collect()
     }
 
     type AnyRequest = (AccountEmail, Operation, Vec<String>, Vec<String>, Vec<(String, String)>, Vec<u8>, Option<u64>);
@@ -540,7 +561,7 @@ mod tests {
             operation: *operation,
             audiences: audiences.iter().map(String::as_str).collect(),
             scopes: scopes.iter().map(String::as_str).collect(),
-            claims: claims.iter().map(|(name, value)| (name.as_str(), value.clone())).collect(),
+            claims: claims.iter().map(|(name, value)| (name.as_str(), ClaimValue::Text(value.clone()))).collect(),
             blob: Some(blob),
             lifetime: lifetime.map(Duration::from_secs),
         }

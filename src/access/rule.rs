@@ -27,13 +27,42 @@ pub struct Rule {
     /// Scopes that a JWT may carry.
     pub scopes: Option<Vec<Glob>>,
     /// Other claims that a JWT may carry, with their values.
-    pub claims: Option<Vec<(String, Vec<Glob>)>>,
+    pub claims: Option<Vec<(String, Vec<ClaimPattern>)>>,
     /// What a blob must begin with.
     pub blob_prefixes: Option<Vec<Vec<u8>>>,
     /// The longest lifetime of a JWT.
     pub max_lifetime: Option<Duration>,
     /// How often each user may do what the rule allows. No condition: a permit is made, and then may have to wait.
     pub rate: Option<Rate>,
+}
+
+/// A claim's value as a rule sees it. A text is never taken for another type, nor the other way round: `"false"` is true
+/// to many who read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimValue {
+    /// A JSON string.
+    Text(String),
+    /// Any other value, as compact JSON.
+    Json(String),
+}
+
+/// What a claim's value may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimPattern {
+    /// A text that matches.
+    Text(Glob),
+    /// Exactly this value, as compact JSON.
+    Json(String),
+}
+
+impl ClaimPattern {
+    fn matches(&self, value: &ClaimValue) -> bool {
+        match (self, value) {
+            (Self::Text(glob), ClaimValue::Text(text)) => glob.matches(text),
+            (Self::Json(allowed), ClaimValue::Json(json)) => allowed == json,
+            _ => false,
+        }
+    }
 }
 
 /// So many in a span of time, and so many at once: `100/s` or `30/m`.
@@ -131,8 +160,8 @@ impl Rule {
             holds(all_match(self.scopes.as_deref(), &request.scopes), Condition::Scopes)?;
         }
         if let Some(allowed) = &self.claims {
-            let named = |(name, value): &(&str, String)| {
-                allowed.iter().any(|(known, globs)| known == name && globs.iter().any(|glob| glob.matches(value)))
+            let named = |(name, value): &(&str, ClaimValue)| {
+                allowed.iter().any(|(known, any)| known == name && any.iter().any(|pattern| pattern.matches(value)))
             };
             holds(request.claims.iter().all(named), Condition::Claims)?;
         }

@@ -118,10 +118,19 @@ pub(super) struct Allow {
     pub(super) operations: Spanned<Vec<Operation>>,
     pub(super) audiences: Option<Spanned<Vec<String>>>,
     pub(super) scopes: Option<Spanned<Vec<String>>>,
-    pub(super) claims: Option<Spanned<BTreeMap<String, Vec<String>>>>,
+    pub(super) claims: Option<Spanned<BTreeMap<String, Vec<Claim>>>>,
     pub(super) blob_prefixes: Option<Spanned<Vec<String>>>,
     pub(super) max_lifetime: Option<Span>,
     pub(super) rate: Option<Rate>,
+}
+
+/// A claim's value: a pattern of texts, or a truth value or whole number as it is.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a pattern in quotes, true, false, or a whole number")]
+pub(super) enum Claim {
+    Text(String),
+    Truth(bool),
+    Number(i64),
 }
 
 /// An executable: its path alone, or a table of its path and the SHA-256 of its contents.

@@ -5,9 +5,9 @@ use std::fs;
 
 use toml::Spanned;
 
-use super::file::{Account as WrittenAccount, Allow, Executable as WrittenExecutable, Principal, Source};
+use super::file::{Account as WrittenAccount, Allow, Claim, Executable as WrittenExecutable, Principal, Source};
 use super::{ConfigError, gid, uid};
-use crate::access::{Account, AccountEmail, Executable, Glob, Operation, Rule};
+use crate::access::{Account, AccountEmail, ClaimPattern, Executable, Glob, Operation, Rule};
 
 /// Every account, in the order in which they are written. There may be none yet: then nobody is served.
 pub(super) fn accounts(source: Source<'_>, written: Vec<WrittenAccount>) -> Result<Vec<Account>, ConfigError> {
@@ -131,7 +131,10 @@ impl Scope<'_> {
         self.not_empty("allow.accounts", written)?.into_iter().map(known).collect()
     }
 
-    fn claims(self, written: Spanned<BTreeMap<String, Vec<String>>>) -> Result<Vec<(String, Vec<Glob>)>, ConfigError> {
+    fn claims(
+        self,
+        written: Spanned<BTreeMap<String, Vec<Claim>>>,
+    ) -> Result<Vec<(String, Vec<ClaimPattern>)>, ConfigError> {
         let place = written.span();
         let wrong = |what: String, remedy: &str| self.source.wrong(place.clone(), "allow.claims", what, remedy);
         if let Some(ruled) = written.get_ref().keys().find(|name| RULED_ELSEWHERE.contains(&name.as_str())) {
@@ -142,7 +145,13 @@ impl Scope<'_> {
             return Err(wrong(format!("the list of {name:?} is empty"), EMPTY));
         }
         // An empty table is no mistake: it allows no claims but those that are ruled elsewhere.
-        Ok(written.into_inner().into_iter().map(|(name, globs)| (name, compile_globs(&globs))).collect())
+        let pattern = |claim| match claim {
+            Claim::Text(pattern) => ClaimPattern::Text(Glob::new(&pattern)),
+            Claim::Truth(value) => ClaimPattern::Json(value.to_string()),
+            Claim::Number(value) => ClaimPattern::Json(value.to_string()),
+        };
+        let compile = |(name, any): (String, Vec<Claim>)| (name, any.into_iter().map(pattern).collect());
+        Ok(written.into_inner().into_iter().map(compile).collect())
     }
 
     fn prefixes(self, written: Spanned<Vec<String>>) -> Result<Vec<Vec<u8>>, ConfigError> {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::{MAX_LIFETIME, json};
-use crate::access::{AccountEmail, Operation, Request};
+use crate::access::{AccountEmail, ClaimValue, Operation, Request};
 
 /// The claims of a caller: one JSON object, within the limits, without a duplicate member at any depth, its
 /// registered members of the right types.
@@ -50,12 +50,15 @@ impl Claims {
         self.member("scope").and_then(Value::as_str).map(|scope| scope.split(' ').collect()).unwrap_or_default()
     }
 
-    /// Everything but the registered claims that Signet itself judges, as JSON text (a string without its quotes).
+    /// Everything but the registered claims that Signet itself judges.
     #[must_use]
-    pub fn others(&self) -> Vec<(&str, String)> {
-        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    pub fn others(&self) -> Vec<(&str, ClaimValue)> {
+        let seen = |value: &Value| match value {
+            Value::String(text) => ClaimValue::Text(text.clone()),
+            other => ClaimValue::Json(other.to_string()),
+        };
         let other = self.members.iter().filter(|(name, _)| !JUDGED.contains(&name.as_str()));
-        other.map(|(name, value)| (name.as_str(), text(value))).collect()
+        other.map(|(name, value)| (name.as_str(), seen(value))).collect()
     }
 
     /// How long they are good for from `now` on, where the caller chose it by an `exp`.
@@ -346,8 +349,9 @@ mod tests {
         assert_eq!(request.operation, Operation::SignJwt);
         assert_eq!(request.audiences, ["https://a/", "b", "c"]);
         assert_eq!(request.scopes, ["s", "t"]);
-        let others: Vec<_> = request.claims.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        assert_eq!(others, [("role", "admin"), ("n", r#"[1,"x"]"#), ("azp", "a@x")]);
+        let text = |text: &str| ClaimValue::Text(text.to_owned());
+        let array = ClaimValue::Json(r#"[1,"x"]"#.to_owned());
+        assert_eq!(request.claims, [("role", text("admin")), ("n", array), ("azp", text("a@x"))]);
         assert_eq!(Claims::parse(r#"{"aud":"one"}"#).unwrap().audiences(), ["one"]);
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use signet::access::{Executable, Glob, Operation};
+use signet::access::{ClaimPattern, Executable, Glob, Operation};
 use signet::config::{Config, ConfigError, Fsync};
 use signet::device::{DeviceKind, TokenSelector, TpmParent, TpmSession};
 use tempfile::TempDir;
@@ -148,7 +148,7 @@ fn everything_that_is_written_arrives() {
     let folder = Folder::new();
     let text = folder.text()
         .replace("token = \"signet\"", "token = \"serial:0a1b\"\nsessions = 7\nallow_final_pin_try = true\nqueue = 9\ncall_limit = \"1500ms\"\nenvironment = { A = \"b\" }")
-        .replace("users = [\"root\"]", "users = [\"root\", 1234]\ngroups = [\"root\", \"77\"]\naudiences = [\"https://*\"]\nscopes = [\"s\"]\nclaims = { role = [\"a*\"] }\nblob_prefixes = [\"GOOG4-RSA-SHA256\\n\"]\nmax_lifetime = \"30m\"")
+        .replace("users = [\"root\"]", "users = [\"root\", 1234]\ngroups = [\"root\", \"77\"]\naudiences = [\"https://*\"]\nscopes = [\"s\"]\nclaims = { role = [\"a*\"], admin = [false, 1] }\nblob_prefixes = [\"GOOG4-RSA-SHA256\\n\"]\nmax_lifetime = \"30m\"")
         .replace("[[account]]", "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path=/x\"\nsession = \"plain\"\n\n[listen]\ngrpc = \"s.sock\"\nmode = \"0600\"\ngroup = 0\n\n[audit]\npath = \"a.log\"\nfsync = \"always\"\n\n[[account]]\nproject_id = \"project\"\ndefault = true")
         .replace("state_dir = \"state\"", "state_dir = \"state\"\nmax_client_cache_time = \"1h\"");
     fs::create_dir_all(folder.path("state/devices")).unwrap();
@@ -176,7 +176,9 @@ fn everything_that_is_written_arrives() {
     assert_eq!(rule.operations, [Operation::SignJwt]);
     assert_eq!(rule.audiences, Some(vec![Glob::new("https://*")]));
     assert_eq!(rule.scopes, Some(vec![Glob::new("s")]));
-    assert_eq!(rule.claims, Some(vec![("role".to_owned(), vec![Glob::new("a*")])]));
+    let (no, one) = (ClaimPattern::Json("false".to_owned()), ClaimPattern::Json("1".to_owned()));
+    let pattern = ClaimPattern::Text(Glob::new("a*"));
+    assert_eq!(rule.claims, Some(vec![("admin".to_owned(), vec![no, one]), ("role".to_owned(), vec![pattern])]));
     assert_eq!(rule.blob_prefixes, Some(vec![b"GOOG4-RSA-SHA256\n".to_vec()]));
     assert_eq!(rule.max_lifetime, Some(Duration::from_secs(1800)));
 }

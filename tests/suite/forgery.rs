@@ -320,7 +320,7 @@ fn json_trick(random: &mut Random, document: &[u8]) -> Vec<u8> {
     let inner = text.trim_start_matches('{').to_owned();
     let utf16 = |text: &str, to: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(to).collect::<Vec<u8>>();
     let utf32 = |text: &str, to: fn(u32) -> [u8; 4]| text.chars().flat_map(|c| to(c.into())).collect::<Vec<u8>>();
-    let text = match random.below(24) {
+    let text = match random.below(26) {
         0 => return utf16(&text, u16::to_le_bytes),
         1 => return utf16(&text, u16::to_be_bytes),
         2 => return utf16(&format!("\u{feff}{text}"), u16::to_le_bytes),
@@ -344,6 +344,8 @@ fn json_trick(random: &mut Random, document: &[u8]) -> Vec<u8> {
         20 => format!("{{\"\":\"{}\",{inner}", "x".repeat(random.below(300))),
         21 => format!("\0{text}"),
         22 => text.replace("RS256", "HS256"),
+        23 => format!("{{{}{inner}", [" ", "\n", "\t"][random.below(3)].repeat(random.below(9000))),
+        24 => format!("{}{text}", [" ", "\n", "\t"][random.below(3)].repeat(random.below(9000))),
         _ => text.replace("\"typ\":\"JWT\",", ""),
     };
     text.into_bytes()
