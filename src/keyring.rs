@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::access::AccountEmail;
-pub use crate::file::replace;
+use crate::file::{self, StateDir};
 use crate::key::{Algorithm, KeyId, KeyLocator, PublicKey};
 
 /// One key of an account.
@@ -66,18 +66,12 @@ struct KeyringFile {
 }
 
 impl Keyring {
-    /// The keyring's path under a state directory.
-    #[must_use]
-    pub fn path(state_dir: &Path) -> PathBuf {
-        state_dir.join("keyring.json")
-    }
-
     /// Reads the keyring; a missing file is an empty keyring.
     ///
     /// # Errors
     /// [`KeyringError`]; the file stays as it is.
-    pub fn load(state_dir: &Path) -> Result<Self, KeyringError> {
-        let path = Self::path(state_dir);
+    pub fn load(state_dir: &StateDir) -> Result<Self, KeyringError> {
+        let path = state_dir.keyring();
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -111,10 +105,11 @@ impl Keyring {
     ///
     /// # Errors
     /// [`KeyringError::Io`]; the old file stays as it was.
-    pub fn save(&self, state_dir: &Path) -> Result<(), KeyringError> {
-        let path = Self::path(state_dir);
+    pub fn save(&self, state_dir: &StateDir) -> Result<(), KeyringError> {
+        let path = state_dir.keyring();
         let file = KeyringFile { version: VERSION, keys: self.keys.clone() };
-        let written = serde_json::to_vec_pretty(&file).map_err(io::Error::from).and_then(|json| replace(&path, &json));
+        let written =
+            serde_json::to_vec_pretty(&file).map_err(io::Error::from).and_then(|json| file::replace(&path, &json));
         written.map_err(|source| KeyringError::Io { path, source })
     }
 

@@ -5,13 +5,13 @@
 //!
 //! | module | may use |
 //! |---|---|
-//! | [`key`], [`mod@file`] | nothing of ours |
-//! | [`access`] | key |
+//! | [`key`] | nothing of ours |
+//! | [`mod@file`], [`access`] | key |
 //! | [`keyring`] | key, access, file |
 //! | [`audit`] | nothing of ours |
 //! | [`jwt`] | key, access |
 //! | [`device`] | key, file |
-//! | [`signer`] | access, jwt, key, keyring, audit, device::{handle, DeviceError} |
+//! | [`signer`] | file, access, jwt, key, keyring, audit, device::{handle, DeviceError} |
 //! | [`front`] | signer, access, jwt, key |
 //! | `config` | everything's plain configuration types |
 //! | `ctl` | device, jwt, key, keyring, audit, file, config, the generated gRPC client |

@@ -17,14 +17,14 @@ use std::path::{Path, PathBuf};
 /// What each module may use of ours; `*` is everything, `a::b` only that part of `a`. A module may use itself.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("key", &[]),
-    ("file", &[]),
+    ("file", &["key"]),
     ("audit", &[]),
     ("access", &["key"]),
     ("keyring", &["key", "access", "file"]),
     ("jwt", &["key", "access"]),
     ("device", &["key", "file"]),
-    ("config", &["key", "access", "audit", "device"]),
-    ("signer", &["key", "access", "jwt", "keyring", "audit", "device::handle", "device::DeviceError"]),
+    ("config", &["key", "file", "access", "audit", "device"]),
+    ("signer", &["key", "access", "jwt", "keyring", "audit", "file", "device::handle", "device::DeviceError"]),
     ("front", &["key", "access", "jwt", "signer", "proto"]),
     ("ctl", &["key", "file", "access", "jwt", "keyring", "audit", "device", "config", "proto"]),
     ("daemon", &["*"]),

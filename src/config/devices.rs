@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -13,13 +13,14 @@ use super::credentials::{self, Folders};
 use super::file::{Device, Kind, Source};
 use super::trust::{self, Untrusted};
 use crate::device::{DeviceConfig, DeviceKind, Pkcs11Config, TpmConfig, TpmParent};
+use crate::file::StateDir;
 use crate::key::KeyId;
 
 /// Every device, in the order in which they are written.
 pub(super) fn compile(
     source: Source<'_>,
     folders: Folders<'_>,
-    state_dir: &Path,
+    state_dir: &StateDir,
     written: Vec<Device>,
 ) -> Result<Vec<DeviceConfig>, ConfigError> {
     if written.is_empty() {
@@ -37,9 +38,9 @@ pub(super) fn compile(
     Ok(devices)
 }
 
-fn one(scope: Scope<'_>, state_dir: &Path, device: Device) -> Result<DeviceConfig, ConfigError> {
+fn one(scope: Scope<'_>, state_dir: &StateDir, device: Device) -> Result<DeviceConfig, ConfigError> {
     let name = device.name.get_ref().clone();
-    let latch_file = state_dir.join("latches").join(format!("{name}.json"));
+    let latch_file = state_dir.latch(&name);
     let call_limit = device.call_limit.as_ref().map_or(DEFAULT_CALL_LIMIT, |limit| limit.0);
     let queue = scope.count("device.queue", device.queue.as_ref(), DEFAULT_QUEUE, MOST_QUEUED)?;
     let kind = match device.kind.get_ref() {
@@ -170,8 +171,8 @@ impl Scope<'_> {
 }
 
 /// What `signetctl device init` recorded about a TPM.
-fn parent(state_dir: &Path, name: &KeyId) -> Result<Option<TpmParent>, ConfigError> {
-    let path = state_dir.join("devices").join(format!("{name}.json"));
+fn parent(state_dir: &StateDir, name: &KeyId) -> Result<Option<TpmParent>, ConfigError> {
+    let path = state_dir.parent(name);
     let what = match fs::read(&path) {
         Ok(text) => match serde_json::from_slice(&text) {
             Ok(parent) => return Ok(Some(parent)),

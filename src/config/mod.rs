@@ -21,6 +21,7 @@ use toml::Spanned;
 use crate::access::{Account, Policy};
 pub use crate::audit::Fsync;
 use crate::device::DeviceConfig;
+use crate::file::StateDir;
 use crate::key::KeyId;
 use credentials::Folders;
 use file::{File, Principal, Source};
@@ -32,7 +33,7 @@ pub struct Config {
     /// The file it came from.
     pub path: PathBuf,
     /// Where keyring, certificates, latches and the audit log stand.
-    pub state_dir: PathBuf,
+    pub state_dir: StateDir,
     /// The gRPC socket.
     pub listen: Listen,
     /// The devices, in order of preference.
@@ -82,7 +83,8 @@ impl Config {
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
         let folders = Folders { credentials: credentials.as_deref(), config: folder };
 
-        let state_dir = folder.join(written.state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR)));
+        let state_dir =
+            StateDir::new(folder.join(written.state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))));
         if let Ok(metadata) = fs::metadata(&state_dir) {
             trust::not_writable_by_others(&state_dir, &metadata).map_err(|untrusted| distrust(&path, &untrusted))?;
         }
@@ -93,7 +95,7 @@ impl Config {
             policy: Policy::new(accounts.clone(), rules::compile(source, &accounts, written.allow)?),
             accounts,
             audit: Audit {
-                path: written.audit.path.map_or_else(|| state_dir.join("audit.log"), |log| folder.join(log)),
+                path: written.audit.path.map_or_else(|| state_dir.audit_log(), |log| folder.join(log)),
                 fsync: written.audit.fsync,
             },
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },

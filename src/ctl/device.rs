@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process;
 
 use base64::Engine as _;
@@ -125,7 +125,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             global.show(&json, format!("{name}: initialised"))
         }
         DeviceKind::Tpm(_) => {
-            let path = parent_file(config, name);
+            let path = config.state_dir.parent(name);
             let parent = {
                 let _progress = global.progress(format!("Making the parent key in {name}"));
                 device::init(device, None)
@@ -147,11 +147,6 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             global.show(&json, format!("{name}: parent {:#x}, name {}", parent.handle, parent.name))
         }
     }
-}
-
-/// Where the parent of a TPM's keys is recorded.
-fn parent_file(config: &Config, name: &KeyId) -> PathBuf {
-    config.state_dir.join("devices").join(format!("{name}.json"))
 }
 
 fn list(global: &Global, config: &Config) -> Result<(), Failure> {

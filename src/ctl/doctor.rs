@@ -235,7 +235,7 @@ fn of_keyring(config: &Config) -> Vec<Finding> {
                 format!("add it to {}", config.path.display()),
             ));
         }
-        let pem = fs::read_to_string(super::key::certificate_path(config, kid)).ok();
+        let pem = fs::read_to_string(config.state_dir.certificate(kid)).ok();
         let certified = pem.as_deref().and_then(|pem| certificate::public_key(pem).ok());
         let issue = format!("signetctl key certificate {kid}; then upload it to Google again");
         if certified.as_ref() != Some(&key.public_key) {

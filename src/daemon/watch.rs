@@ -15,7 +15,6 @@ use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health as DeviceHealth};
 use crate::front::grpc::Health;
 use crate::key::KeyId;
-use crate::keyring;
 use crate::signer::{Devices, Key, Keyring, Signer};
 
 /// What is looked after.
@@ -213,7 +212,7 @@ fn remedy(error: &DeviceError) -> &'static str {
 }
 
 pub(super) fn stamp(config: &Config) -> Option<Stamp> {
-    let metadata = fs::metadata(keyring::Keyring::path(&config.state_dir)).ok()?;
+    let metadata = fs::metadata(config.state_dir.keyring()).ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
 

@@ -343,10 +343,11 @@ mod tests {
             retired: None,
         };
         let folder = tempfile::tempdir().unwrap();
-        let mut written = keyring::Keyring::load(folder.path()).unwrap();
+        let state = crate::file::StateDir::new(folder.path().to_owned());
+        let mut written = keyring::Keyring::load(&state).unwrap();
         written.keys.push(record);
-        written.save(folder.path()).unwrap();
-        Arc::clone(&Keyring::load(folder.path(), &Devices::new()).unwrap().keys()[0])
+        written.save(&state).unwrap();
+        Arc::clone(&Keyring::load(&state, &Devices::new()).unwrap().keys()[0])
     }
 
     fn permit(body: &JwtBody, limit: Option<u64>) -> Permit {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +11,7 @@ use tokio::time::Instant;
 use crate::access::AccountEmail;
 use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health, SignRequest};
+use crate::file::StateDir;
 use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey, Signature};
 use crate::keyring::{self, KeyRecord, KeyState, KeyringError};
 
@@ -47,7 +47,7 @@ impl Keyring {
     ///
     /// # Errors
     /// [`KeyringError`] for the keyring. A certificate that is missing is logged, and its key published without one.
-    pub fn load(state_dir: &Path, devices: &Devices) -> Result<Self, KeyringError> {
+    pub fn load(state_dir: &StateDir, devices: &Devices) -> Result<Self, KeyringError> {
         let mut records = keyring::Keyring::load(state_dir)?.keys;
         records.sort_by_key(|record| (record.state != KeyState::Active, std::cmp::Reverse(record.activated)));
         let keys = records.into_iter().map(|record| Arc::new(Key::of(record, state_dir, devices))).collect();
@@ -76,9 +76,9 @@ impl Keyring {
 }
 
 impl Key {
-    fn of(record: KeyRecord, state_dir: &Path, devices: &Devices) -> Self {
+    fn of(record: KeyRecord, state_dir: &StateDir, devices: &Devices) -> Self {
         let KeyRecord { kid, account, algorithm, device, locator, public_key, state, retired, .. } = record;
-        let path = state_dir.join("certificates").join(format!("{kid}.pem"));
+        let path = state_dir.certificate(&kid);
         let certificate = fs::read_to_string(&path)
             .inspect_err(|error| tracing::warn!(%kid, path = %path.display(), %error, "the key has no certificate: it is published in the JWKS only (signetctl key certificate makes one)"))
             .ok();

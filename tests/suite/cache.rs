@@ -7,6 +7,7 @@ use serde_json::Value;
 use signet::access::{Account, AccountEmail, Caller, Operation, Policy, Rule};
 use signet::audit::Fsync;
 use signet::device::handle::Health;
+use signet::file::StateDir;
 use signet::jwt::Target;
 use signet::key::Algorithm;
 use signet::keyring::{self, KeyRecord, KeyState};
@@ -22,7 +23,7 @@ use crate::support::fake::{Fake, locator};
 struct Stand {
     fake: Fake,
     devices: Devices,
-    state: tempfile::TempDir,
+    folder: tempfile::TempDir,
     signer: Arc<Signer>,
 }
 
@@ -42,19 +43,24 @@ fn policy() -> Policy {
 
 impl Stand {
     async fn new() -> Self {
-        let (fake, state) = (Fake::new(), tempfile::tempdir().unwrap());
+        let (fake, folder) = (Fake::new(), tempfile::tempdir().unwrap());
+        let state = StateDir::new(folder.path().to_owned());
         let handle = fake.start();
         handle.health_changes().wait_for(|health| *health == Health::Ready).await.unwrap();
         let devices = Devices::from([("fake".parse().unwrap(), handle)]);
         write_keyring(&fake, &state, "first", KeyState::Active);
-        let keyring = Keyring::load(state.path(), &devices).unwrap();
-        let audit = Audit::open(&state.path().join("audit.log"), Fsync::Never).unwrap();
+        let keyring = Keyring::load(&state, &devices).unwrap();
+        let audit = Audit::open(&state.audit_log(), Fsync::Never).unwrap();
         let signer = Arc::new(Signer::new(policy(), keyring, Cache::new(100), audit));
-        Self { fake, devices, state, signer }
+        Self { fake, devices, folder, signer }
     }
 
     async fn ask(&self, uid: u32, body: JwtBody) -> Result<(String, Duration), SignError> {
         ask(Arc::clone(&self.signer), uid, body, Duration::from_secs(20)).await
+    }
+
+    fn state(&self) -> StateDir {
+        StateDir::new(self.folder.path().to_owned())
     }
 
     fn signatures(&self) -> usize {
@@ -62,18 +68,18 @@ impl Stand {
     }
 
     fn set_keyring(&self, kid: &str, state: KeyState) {
-        write_keyring(&self.fake, &self.state, kid, state);
-        self.signer.set_keyring(Keyring::load(self.state.path(), &self.devices).unwrap());
+        write_keyring(&self.fake, &self.state(), kid, state);
+        self.signer.set_keyring(Keyring::load(&self.state(), &self.devices).unwrap());
     }
 
     /// The audit log without the lines that are still to be written.
     fn audit(&self) -> Vec<Value> {
-        let log = std::fs::read_to_string(self.state.path().join("audit.log")).unwrap();
+        let log = std::fs::read_to_string(self.state().audit_log()).unwrap();
         log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
-fn write_keyring(fake: &Fake, folder: &tempfile::TempDir, kid: &str, state: KeyState) {
+fn write_keyring(fake: &Fake, state_dir: &StateDir, kid: &str, state: KeyState) {
     let record = KeyRecord {
         kid: kid.parse().unwrap(),
         account: email(),
@@ -86,9 +92,9 @@ fn write_keyring(fake: &Fake, folder: &tempfile::TempDir, kid: &str, state: KeyS
         activated: Some(1),
         retired: None,
     };
-    let mut written = keyring::Keyring::load(folder.path()).unwrap();
+    let mut written = keyring::Keyring::load(state_dir).unwrap();
     written.keys = vec![record];
-    written.save(folder.path()).unwrap();
+    written.save(state_dir).unwrap();
 }
 
 /// Asks as a user; returns the JWT and how long it lives.

@@ -116,7 +116,7 @@ fn the_reference_configuration_loads() {
 fn what_is_left_out_has_its_default() {
     let folder = Folder::new();
     let config = folder.load(&folder.text().replace("state_dir = \"state\"", "")).unwrap();
-    assert_eq!(config.state_dir, Path::new("/var/lib/signet"));
+    assert_eq!(&*config.state_dir, Path::new("/var/lib/signet"));
     assert_eq!(config.listen.grpc, Path::new("/run/signet/signet.sock"));
     assert_eq!((config.listen.mode, config.listen.group), (0o660, None));
     assert_eq!(config.audit.path, Path::new("/var/lib/signet/audit.log"));
@@ -137,7 +137,7 @@ fn relative_paths_are_relative_to_the_file_however_it_was_named() {
     for name in [folder.path("signet.toml"), elsewhere.path().join("link.toml")] {
         let config = Config::load(&name).unwrap();
         assert_eq!(config.path, real.join("signet.toml"));
-        assert_eq!(config.state_dir, real.join("state"));
+        assert_eq!(*config.state_dir, *real.join("state"));
         let DeviceKind::Pkcs11(pkcs11) = &config.devices[0].kind else { panic!("not pkcs11") };
         assert_eq!(pkcs11.pin_file.as_deref(), Some(real.join("pin").as_path()));
     }

@@ -124,7 +124,7 @@ fn nobody_but_the_owner_of_the_state_folder_writes_into_it() {
         return;
     }
     let desk = Desk::bare();
-    nix::unistd::chown(&desk.state(), Some(65_534.into()), None).unwrap();
+    nix::unistd::chown(&*desk.state(), Some(65_534.into()), None).unwrap();
     let stderr = desk.refused(&["key", "activate", "x"], 2, "belongs to");
     assert!(stderr.contains("sudo -u"), "{stderr}");
     assert_eq!(fs::read_dir(desk.state()).unwrap().count(), 0);
@@ -272,7 +272,7 @@ fn a_full_disk_loses_nothing_and_leaves_no_key() {
         keyring.keys.push(record);
     }
     keyring.save(&desk.state()).unwrap();
-    let before = fs::read(Keyring::path(&desk.state())).unwrap();
+    let before = fs::read(desk.state().keyring()).unwrap();
     let signetctl = desk.signetctl(["key", "generate", "--device", "hsm"]);
     // The keyring does not fit, the certificate does; then neither does.
     for limit in ["16000", "600"] {
@@ -284,7 +284,7 @@ fn a_full_disk_loses_nothing_and_leaves_no_key() {
             .unwrap();
         assert!(!output.status.success());
         assert!(String::from_utf8_lossy(&output.stderr).contains("error: "), "limit {limit}");
-        assert_eq!(fs::read(Keyring::path(&desk.state())).unwrap(), before, "limit {limit}: the keyring was changed");
+        assert_eq!(fs::read(desk.state().keyring()).unwrap(), before, "limit {limit}: the keyring was changed");
         let left = fs::read_dir(desk.state().join("certificates")).unwrap().count();
         assert_eq!(left, 1, "limit {limit}: a certificate was left");
     }
@@ -306,10 +306,10 @@ fn a_certificate_that_can_not_be_written_takes_its_key_with_it() {
 fn a_damaged_keyring_is_refused_and_not_overwritten() {
     let desk = Desk::bare();
     for contents in ["{", r#"{"version":2,"keys":[]}"#] {
-        fs::write(Keyring::path(&desk.state()), contents).unwrap();
+        fs::write(desk.state().keyring(), contents).unwrap();
         desk.refused(&["key", "list"], 1, "keyring.json");
         desk.refused(&["key", "activate", "x"], 1, "keyring.json");
-        assert_eq!(fs::read_to_string(Keyring::path(&desk.state())).unwrap(), contents);
+        assert_eq!(fs::read_to_string(desk.state().keyring()).unwrap(), contents);
     }
 }
 

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{
-    CertificateProfile, account, certificate_path, discard, issue, lock, now, store, tss2_path, upload_command,
-};
+use super::{CertificateProfile, account, discard, issue, lock, now, store, upload_command};
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::ctl::Global;
@@ -212,9 +210,9 @@ impl Enrolment<'_> {
         ensure_new(keyring, &record.kid)?;
         let pem = issue(device, &record.locator, &record.public_key, record.algorithm, &self.certificate)?;
         let mut write = || {
-            store(&certificate_path(self.config, &record.kid), &pem)?;
+            store(&self.config.state_dir.certificate(&record.kid), &pem)?;
             if let Some(tss2) = &created.tss2 {
-                store(&tss2_path(self.config, &record.kid), tss2)?;
+                store(&self.config.state_dir.tss2(&record.kid), tss2)?;
             }
             if interrupts.arrived() {
                 return Err(Failure::new("interrupted"));
@@ -224,8 +222,8 @@ impl Enrolment<'_> {
         };
         let written: Result<(), Failure> = write();
         if written.is_err() {
-            let _ = discard(&certificate_path(self.config, &record.kid));
-            let _ = discard(&tss2_path(self.config, &record.kid));
+            let _ = discard(&self.config.state_dir.certificate(&record.kid));
+            let _ = discard(&self.config.state_dir.tss2(&record.kid));
         }
         written.map(|()| record)
     }
@@ -242,7 +240,7 @@ impl Enrolment<'_> {
     }
 
     fn tell(&self, record: &KeyRecord) -> Result<(), Failure> {
-        let certificate = certificate_path(self.config, &record.kid);
+        let certificate = self.config.state_dir.certificate(&record.kid);
         let upload = upload_command(&certificate, &record.account);
         self.global.show(
             &json!({

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::Args;
 use serde_json::json;
 
-use super::{CertificateProfile, certificate_path, discard, find, issue, lock, now, store, tss2_path, upload_command};
+use super::{CertificateProfile, discard, find, issue, lock, now, store, upload_command};
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::ctl::device::{self, explained};
@@ -108,7 +108,7 @@ pub(super) fn show(options: &Kid, global: &Global, config: &Config) -> Result<()
     let key = find(&mut keyring, &options.kid)?;
     let place = match &key.locator {
         KeyLocator::Pkcs11(uri) => uri.clone(),
-        KeyLocator::Tss2(_) => tss2_path(config, &key.kid).display().to_string(),
+        KeyLocator::Tss2(_) => config.state_dir.tss2(&key.kid).display().to_string(),
         KeyLocator::Handle(handle) => format!("{handle:#x}"),
     };
     let kind = match key.public_key.key_type() {
@@ -128,7 +128,7 @@ pub(super) fn show(options: &Kid, global: &Global, config: &Config) -> Result<()
         ("activated", time(key.activated)),
         ("retired", time(key.retired)),
         ("thumbprint", key.public_key.thumbprint().to_string()),
-        ("certificate", certificate_path(config, &key.kid).display().to_string()),
+        ("certificate", config.state_dir.certificate(&key.kid).display().to_string()),
         ("expires", expiry(config, &key.kid).map_or_else(|| "no certificate".to_owned(), date)),
     ];
     let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
@@ -144,7 +144,7 @@ pub(super) fn certificate(options: CertificateOptions, global: &Global, config: 
         let _progress = global.progress("Signing the certificate in the device");
         issue(opened.as_mut(), &key.locator, &key.public_key, key.algorithm, &options.profile)?
     };
-    let path = certificate_path(config, &key.kid);
+    let path = config.state_dir.certificate(&key.kid);
     store(&path, &pem)?;
     global.show(&json!({ "kid": key.kid, "certificate": path, "pem": pem }), &pem)?;
     global.note(format!(
@@ -165,8 +165,8 @@ pub(super) fn rename(options: &RenameOptions, global: &Global, config: &Config) 
     find(&mut keyring, old)?.kid = new.clone();
     // Copies first, the keyring then, the old files last: whenever it ends, the keyring's files are there.
     let moves = [
-        (certificate_path(config, old), certificate_path(config, new)),
-        (tss2_path(config, old), tss2_path(config, new)),
+        (config.state_dir.certificate(old), config.state_dir.certificate(new)),
+        (config.state_dir.tss2(old), config.state_dir.tss2(new)),
     ];
     for (from, to) in moves.iter().filter(|(from, to)| from != to) {
         match fs::read_to_string(from) {
@@ -245,8 +245,8 @@ pub(super) fn delete(options: &DeleteOptions, global: &Global, config: &Config) 
     }
     keyring.keys.retain(|other| other.kid != key.kid);
     keyring.save(&config.state_dir)?;
-    discard(&certificate_path(config, &key.kid))?;
-    discard(&tss2_path(config, &key.kid))?;
+    discard(&config.state_dir.certificate(&key.kid))?;
+    discard(&config.state_dir.tss2(&key.kid))?;
     global.show(&json!({ "kid": key.kid, "deleted": true }), format!("{}: deleted", key.kid))?;
     global.note("Google may still trust it, where it was uploaded: gcloud iam service-accounts keys delete");
     Ok(())
@@ -291,13 +291,13 @@ fn json(config: &Config, key: &KeyRecord) -> serde_json::Value {
         "kid": key.kid, "account": key.account, "algorithm": key.algorithm, "device": key.device, "locator": key.locator,
         "state": key.state, "bits": key.public_key.bits(), "thumbprint": key.public_key.thumbprint(),
         "created": date(at(key.created)), "activated": key.activated.map(at).map(date), "retired": key.retired.map(at).map(date),
-        "certificate": certificate_path(config, &key.kid), "expires": expiry(config, &key.kid).map(date),
+        "certificate": config.state_dir.certificate(&key.kid), "expires": expiry(config, &key.kid).map(date),
     })
 }
 
 /// When a key's certificate ends, where it has one.
 pub(in crate::ctl) fn expiry(config: &Config, kid: &KeyId) -> Option<SystemTime> {
-    let pem = fs::read_to_string(certificate_path(config, kid)).ok()?;
+    let pem = fs::read_to_string(config.state_dir.certificate(kid)).ok()?;
     certificate::validity(&pem).ok().map(|(_not_before, not_after)| not_after)
 }
 

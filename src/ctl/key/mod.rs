@@ -6,7 +6,7 @@ mod manage;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
@@ -165,7 +165,7 @@ pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Fail
         Failure::new(format!("{}: {error}", config.state_dir.display()))
             .hint("run it as the owner of the folder, usually with sudo; or check the space on its disk")
     };
-    let path = config.state_dir.join(".lock");
+    let path = config.state_dir.lock();
     let open = || File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
     private_folder(&config.state_dir).map_err(failed)?;
     let owner = fs::metadata(&config.state_dir).map_err(failed)?.uid();
@@ -192,14 +192,6 @@ pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Fail
 /// Makes a folder for us alone, with those above it, where there is none.
 pub(super) fn private_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-pub(super) fn certificate_path(config: &Config, kid: &KeyId) -> PathBuf {
-    config.state_dir.join("certificates").join(format!("{kid}.pem"))
-}
-
-fn tss2_path(config: &Config, kid: &KeyId) -> PathBuf {
-    config.state_dir.join("keys").join(format!("{kid}.tss2.pem"))
 }
 
 /// Writes a file of the state folder as a whole.

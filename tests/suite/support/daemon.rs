@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use signet::file::StateDir;
 use signet::keyring::{KeyRecord, Keyring};
 use signet::proto::signer_client::SignerClient;
 use tempfile::TempDir;
@@ -104,8 +105,8 @@ impl TestDaemon {
         self.folder().join("signet.toml")
     }
 
-    pub(crate) fn state(&self) -> PathBuf {
-        self.folder().join("state")
+    pub(crate) fn state(&self) -> StateDir {
+        StateDir::new(self.folder().join("state"))
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use signet::file::StateDir;
 use tempfile::TempDir;
 
 use super::daemon::ACCOUNT;
@@ -57,8 +58,8 @@ impl Desk {
         self.folder.path().join(name)
     }
 
-    pub(crate) fn state(&self) -> PathBuf {
-        self.path("state")
+    pub(crate) fn state(&self) -> StateDir {
+        StateDir::new(self.path("state"))
     }
 
     /// Writes a file of mode 0600 into the folder.
