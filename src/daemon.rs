@@ -98,10 +98,10 @@ fn keyring(config: &Config, devices: &Devices) -> anyhow::Result<Keyring> {
 #[must_use]
 pub fn remedy(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<ConfigError>() {
-        return error.remedy.clone();
+        return Some(error.remedy.clone());
     }
-    let remedy = if let Some(KeyringError::Invalid { .. }) = error.downcast_ref() {
-        "restore the keyring from a backup, or use the version of Signet that wrote it; it is left as it is"
+    let remedy = if let Some(error) = error.downcast_ref::<KeyringError>() {
+        error.remedy()
     } else if let Some(error) = error.downcast_ref::<BindError>() {
         error.remedy()
     } else if let Some(error) = error.downcast_ref::<OpenError>() {

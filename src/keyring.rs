@@ -150,6 +150,19 @@ pub enum KeyringError {
     },
 }
 
+impl KeyringError {
+    /// What to do about it.
+    #[must_use]
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "check the folder's owner, its mode and the space on its disk",
+            Self::Invalid { .. } => {
+                "restore it from a backup, or use the version of Signet that wrote it; it is left as it is"
+            }
+        }
+    }
+}
+
 /// A public key as base64 of its DER SubjectPublicKeyInfo.
 mod spki_base64 {
     use base64::Engine as _;

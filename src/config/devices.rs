@@ -182,7 +182,7 @@ fn parent(state_dir: &StateDir, name: &KeyId) -> Result<Option<TpmParent>, Confi
         Err(error) => error.to_string(),
     };
     let remedy = format!("restore the file, or remove it and record the parent again: signetctl device init {name}");
-    Err(ConfigError { path, what, remedy: Some(remedy) })
+    Err(ConfigError { path, what, remedy })
 }
 
 const DEFAULT_CALL_LIMIT: Duration = Duration::from_secs(10);

@@ -289,7 +289,7 @@ impl Source<'_> {
         ConfigError {
             path: self.path.to_owned(),
             what: format!("line {line}{colon}{field}: {what}"),
-            remedy: Some(remedy.into()),
+            remedy: remedy.into(),
         }
     }
 }

@@ -132,7 +132,7 @@ pub struct ConfigError {
     /// What is wrong, with line and field where there is one.
     pub what: String,
     /// What to do about it.
-    pub remedy: Option<String>,
+    pub remedy: String,
 }
 
 impl Listen {
@@ -174,12 +174,11 @@ fn read(path: &Path) -> Result<(PathBuf, String), ConfigError> {
         Untrusted::Unreadable { source, .. } if source.kind() == io::ErrorKind::NotFound => ConfigError {
             path: path.to_owned(),
             what: "there is no such file".to_owned(),
-            remedy: Some("signetctl init writes one; --config FILE or SIGNET_CONFIG names another".to_owned()),
+            remedy: "signetctl init writes one; --config FILE or SIGNET_CONFIG names another".to_owned(),
         },
         other => distrust(path, &other),
     })?;
-    let unusable =
-        |what: String, remedy: &str| ConfigError { path: path.clone(), what, remedy: Some(remedy.to_owned()) };
+    let unusable = |what: String, remedy: &str| ConfigError { path: path.clone(), what, remedy: remedy.to_owned() };
     if !metadata.is_file() || metadata.len() > LONGEST_FILE {
         return Err(unusable("it is no file of at most 1 MiB".to_owned(), "name a configuration file with --config"));
     }
@@ -193,7 +192,7 @@ fn distrust(path: &Path, untrusted: &Untrusted) -> ConfigError {
         Untrusted::Unreadable { path: unreadable, source } if unreadable == path => source.to_string(),
         other => other.to_string(),
     };
-    ConfigError { path: path.to_owned(), what, remedy: Some(untrusted.remedy()) }
+    ConfigError { path: path.to_owned(), what, remedy: untrusted.remedy() }
 }
 
 fn uid(source: Source<'_>, field: &str, user: &Spanned<Principal>) -> Result<u32, ConfigError> {

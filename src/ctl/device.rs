@@ -16,7 +16,7 @@ use clap::Subcommand;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::failure::Failure;
+use super::failure::{Failure, explained};
 use super::{Global, table};
 use crate::config::Config;
 use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, Provision, TokenSelector, latch};
@@ -94,11 +94,6 @@ fn find<'a>(config: &'a Config, name: &KeyId) -> Result<&'a DeviceConfig, Failur
     })
 }
 
-/// A device's error with the device's own name in its hint.
-pub(crate) fn explained(error: DeviceError, name: &KeyId) -> Failure {
-    Failure::from(error).naming(name)
-}
-
 /// Initialises the device of a name.
 pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
     let device = prepare(global, config, name)?;
@@ -108,7 +103,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             let pin_folder = pkcs11.pin_file.as_deref().unwrap_or(&config.path).parent().unwrap_or(Path::new("/"));
             let so_pin_file = pin_folder.join(format!("{name}.so-pin"));
             let new = secret_file(&so_pin_file)?;
-            let so_pin = Pin::read(&so_pin_file)?;
+            let so_pin = Pin::read(&so_pin_file).map_err(|error| explained(error, name))?;
             let initialised = {
                 let _progress = global.progress(format!("Initialising the token of {name}"));
                 device::init(device, Some(&so_pin))
@@ -131,7 +126,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
                 device::init(device, None)
             };
             let parent = parent.map_err(|error| match error {
-                DeviceError::Permanent(_) => Failure::from(error).hint(format!(
+                DeviceError::Permanent(_) => explained(error, name).hint(format!(
                     "put the old TPM back; or, where it was replaced or cleared on purpose, rm {}: its keys are lost",
                     path.display()
                 )),
@@ -202,7 +197,7 @@ fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Resul
     };
     let pin = match pin_file {
         Some(_) if force => None,
-        Some(pin_file) => Some(Pin::read(pin_file)?),
+        Some(pin_file) => Some(Pin::read(pin_file).map_err(|error| explained(error, name))?),
         None => None,
     };
     let was_closed = latch::clear(&device.latch_file, pin.as_ref(), force).map_err(|error| match error {
@@ -211,7 +206,7 @@ fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Resul
             Failure::new(format!("{pin_file} still holds the PIN that {name} refused"))
                 .hint(format!("put the right PIN into {pin_file}; or signetctl device unlatch {name} --force to try the same one again"))
         }
-        other => Failure::from(other),
+        other => explained(other, name),
     })?;
     let text = if was_closed { "unlatched; signetd tries the PIN again within seconds" } else { "was not latched" };
     global.show(&json!({ "device": name, "was_latched": was_closed }), format!("{name}: {text}"))

@@ -61,13 +61,6 @@ impl Failure {
         self
     }
 
-    /// Puts a device's name where the hint says NAME.
-    #[must_use]
-    pub(crate) fn naming(mut self, device: &KeyId) -> Self {
-        self.remedy = self.remedy.map(|remedy| remedy.replace("NAME", device.as_str()));
-        self
-    }
-
     /// Says first what was being done.
     #[must_use]
     pub(crate) fn context(mut self, doing: impl fmt::Display) -> Self {
@@ -125,23 +118,13 @@ impl fmt::Display for Printable<'_> {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let failure = Self::usage(&error);
-        match error.remedy {
-            Some(remedy) => failure.hint(remedy),
-            None => failure.hint("signetctl config check"),
-        }
+        Self::usage(&error).hint(error.remedy)
     }
 }
 
 impl From<KeyringError> for Failure {
     fn from(error: KeyringError) -> Self {
-        let hint = match &error {
-            KeyringError::Io { .. } => "check the folder's owner, its mode and the space on its disk",
-            KeyringError::Invalid { .. } => {
-                "restore it from a backup, or use the Signet that wrote it; it was not changed"
-            }
-        };
-        Self::new(&error).hint(hint)
+        Self::new(&error).hint(error.remedy())
     }
 }
 
@@ -151,25 +134,27 @@ impl From<InvalidKey> for Failure {
     }
 }
 
-impl From<DeviceError> for Failure {
-    fn from(error: DeviceError) -> Self {
-        let (exit, hint) = match &error {
-            DeviceError::Transient(_) | DeviceError::Overloaded { .. } | DeviceError::Late => {
-                (Exit::Unavailable, "again in a moment")
-            }
-            DeviceError::Away(_) | DeviceError::Misconfigured(_) => (Exit::Unavailable, "signetctl doctor"),
-            DeviceError::PinRefused(_) => (
-                Exit::Unavailable,
-                "put the right PIN into the device's pin_file, then signetctl device unlatch NAME: a refused PIN is never tried twice",
+/// What an error of the device of a name means for a person.
+pub(crate) fn explained(error: DeviceError, name: &KeyId) -> Failure {
+    let (exit, hint) = match &error {
+        DeviceError::Transient(_) | DeviceError::Overloaded { .. } | DeviceError::Late => {
+            (Exit::Unavailable, "again in a moment".to_owned())
+        }
+        DeviceError::Away(_) | DeviceError::Misconfigured(_) => (Exit::Unavailable, "signetctl doctor".to_owned()),
+        DeviceError::PinRefused(_) => (
+            Exit::Unavailable,
+            format!(
+                "put the right PIN into the device's pin_file, then signetctl device unlatch {name}: a refused PIN is never tried twice"
             ),
-            DeviceError::Permanent(_) => (Exit::Failed, "signetctl doctor"),
-            DeviceError::Integrity(_) => {
-                (Exit::Failed, "trust nothing it made; check the device and the line to it, then run the command again")
-            }
-            DeviceError::Unsupported(_) => {
-                (Exit::Usage, "signetctl device show NAME tells which algorithms and sizes it has")
-            }
-        };
-        Self::with(exit, error).hint(hint)
-    }
+        ),
+        DeviceError::Permanent(_) => (Exit::Failed, "signetctl doctor".to_owned()),
+        DeviceError::Integrity(_) => (
+            Exit::Failed,
+            "trust nothing it made; check the device and the line to it, then run the command again".to_owned(),
+        ),
+        DeviceError::Unsupported(_) => {
+            (Exit::Usage, format!("signetctl device show {name} tells which algorithms and sizes it has"))
+        }
+    };
+    Failure::with(exit, error).hint(hint)
 }

@@ -82,8 +82,7 @@ impl Watch {
         let config = match Config::load(&self.config.path) {
             Ok(config) => config,
             Err(error) => {
-                let remedy = error.remedy.clone().unwrap_or_default();
-                tracing::error!(%error, remedy, "the configuration is not reloaded: the old one stays in force");
+                tracing::error!(%error, remedy = error.remedy, "the configuration is not reloaded: the old one stays in force");
                 return;
             }
         };

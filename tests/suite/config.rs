@@ -67,7 +67,7 @@ operations = ["sign-jwt"]
 
     fn refusal(&self) -> String {
         let error = Config::load(&self.path("signet.toml")).expect_err("refused");
-        format!("error: {error}\ntry: {}", error.remedy.as_ref().expect("a remedy"))
+        format!("error: {error}\ntry: {}", error.remedy)
     }
 }
 

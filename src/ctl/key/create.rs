@@ -9,8 +9,8 @@ use super::{CertificateProfile, account, discard, issue, lock, now, store, uploa
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::ctl::Global;
-use crate::ctl::device::{self, explained};
-use crate::ctl::failure::Failure;
+use crate::ctl::device;
+use crate::ctl::failure::{Failure, explained};
 use crate::ctl::import::{self, Material};
 use crate::ctl::interrupt::Interrupts;
 use crate::device::{CreatedKey, DeviceConfig, DeviceError, NewKey, Provision};
