@@ -5,7 +5,7 @@
 //!
 //! | module | may use |
 //! |---|---|
-//! | [`key`] | nothing of ours |
+//! | [`key`], [`trust`] | nothing of ours |
 //! | [`mod@file`], [`access`] | key |
 //! | [`keyring`] | key, access, file |
 //! | [`audit`] | nothing of ours |
@@ -29,6 +29,7 @@ pub mod jwt;
 pub mod key;
 pub mod keyring;
 pub mod signer;
+pub mod trust;
 
 /// The generated messages, services and clients of `proto/`.
 pub mod proto {

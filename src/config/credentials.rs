@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::trust::{self, Untrusted};
+use crate::trust::{self, Untrusted};
 
 /// The folders in which relative paths of secrets are looked up.
 #[derive(Clone, Copy)]

@@ -11,10 +11,10 @@ use toml::Spanned;
 use super::ConfigError;
 use super::credentials::{self, Folders};
 use super::file::{Device, Kind, Source};
-use super::trust::{self, Untrusted};
 use crate::device::{DeviceConfig, DeviceKind, Pkcs11Config, TpmConfig, TpmParent};
 use crate::file::StateDir;
 use crate::key::KeyId;
+use crate::trust::{self, Untrusted};
 
 /// Every device, in the order in which they are written.
 pub(super) fn compile(

@@ -1,13 +1,12 @@
 //! The configuration, valid by construction: [`Config::load`] is the only way to one.
 //!
 //! `file` is the TOML as it is written, `devices` and `rules` make sense of it, `credentials` finds secrets (never
-//! reads them), `trust` refuses what others could change. Nothing here runs anything.
+//! reads them). Nothing here runs anything.
 
 mod credentials;
 mod devices;
 mod file;
 mod rules;
-mod trust;
 
 use std::fs;
 use std::io;
@@ -23,9 +22,9 @@ pub use crate::audit::Fsync;
 use crate::device::DeviceConfig;
 use crate::file::StateDir;
 use crate::key::KeyId;
+use crate::trust::{self, Untrusted};
 use credentials::Folders;
 use file::{File, Principal, Source};
-use trust::Untrusted;
 
 /// Everything that `signetd` and `signetctl` are told.
 #[derive(Clone, Debug)]

@@ -11,24 +11,49 @@ use nix::unistd::{Gid, Group, Uid, User};
 
 /// Why a file is not to be relied on.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Untrusted {
+pub enum Untrusted {
     /// It can't be looked at.
     #[error("{}: {source}", path.display())]
-    Unreadable { path: PathBuf, source: io::Error },
+    Unreadable {
+        /// What is not there, or closed to us.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
     /// It belongs to somebody else.
     #[error("{} belongs to uid {owner}, who could change it", path.display())]
-    Owner { path: PathBuf, owner: u32 },
+    Owner {
+        /// What it is.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// Somebody else can write it.
     #[error("{} can be written by {by} (mode {mode:04o})", path.display())]
-    Writable { path: PathBuf, by: &'static str, mode: u32 },
+    Writable {
+        /// What it is.
+        path: PathBuf,
+        /// Who can.
+        by: &'static str,
+        /// Its mode.
+        mode: u32,
+    },
     /// Somebody else can read a secret.
     #[error("{} can be read by {by} (mode {mode:04o})", path.display())]
-    Readable { path: PathBuf, by: &'static str, mode: u32 },
+    Readable {
+        /// What it is.
+        path: PathBuf,
+        /// Who can.
+        by: &'static str,
+        /// Its mode.
+        mode: u32,
+    },
 }
 
 impl Untrusted {
     /// What to do about it.
-    pub(super) fn remedy(&self) -> String {
+    #[must_use]
+    pub fn remedy(&self) -> String {
         match self {
             Self::Unreadable { path, source } if source.kind() == io::ErrorKind::NotFound => {
                 format!("correct the path, or make {}", path.display())
@@ -46,7 +71,10 @@ impl Untrusted {
 
 /// Walks to a file as the kernel does and returns its path without links. Everything on the way must belong to root or
 /// to this process' user, and nobody else may be able to put another thing in its place.
-pub(super) fn walk(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
+///
+/// # Errors
+/// [`Untrusted`].
+pub fn walk(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
     let mut rest: VecDeque<OsString> = VecDeque::new();
     let mut at = PathBuf::from("/");
     let mut metadata = look(&at)?;
@@ -103,7 +131,10 @@ fn look(path: &Path) -> Result<Metadata, Untrusted> {
 }
 
 /// Whether only its owner can write a file, or replace what stands in a directory.
-pub(super) fn not_writable_by_others(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
+///
+/// # Errors
+/// [`Untrusted::Writable`].
+pub fn not_writable_by_others(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     let mode = metadata.mode() & 0o7777;
     // A link has no mode of its own; in a sticky directory only the owner of a thing can replace it.
     if metadata.is_symlink() || (metadata.is_dir() && mode & 0o1000 != 0) {
@@ -120,7 +151,10 @@ pub(super) fn not_writable_by_others(path: &Path, metadata: &Metadata) -> Result
 }
 
 /// Whether only its owner can read a secret.
-pub(super) fn not_readable_by_others(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
+///
+/// # Errors
+/// [`Untrusted::Readable`].
+pub fn not_readable_by_others(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     let mode = metadata.mode() & 0o7777;
     let readable = |by| Err(Untrusted::Readable { path: path.to_owned(), by, mode });
     match mode {
