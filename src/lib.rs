@@ -12,7 +12,7 @@
 //! | [`jwt`] | key, access |
 //! | [`device`] | key, file |
 //! | [`signer`] | file, access, jwt, key, keyring, audit, device::{handle, DeviceError} |
-//! | [`front`] | signer, access, jwt, key |
+//! | [`front`] | trust, signer, access, jwt, key |
 //! | `config` | everything's plain configuration types |
 //! | `ctl` | device, jwt, key, keyring, audit, file, config, the generated gRPC client |
 //! | [`daemon`] | all |

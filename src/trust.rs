@@ -75,9 +75,20 @@ impl Untrusted {
 /// # Errors
 /// [`Untrusted`].
 pub fn walk(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
+    let (at, metadata) = walk_to(path)?;
+    judge(&at, &metadata)?;
+    Ok((at, metadata))
+}
+
+/// Walks as [`walk`] does, but judges only what is on the way, not what stands at its end.
+///
+/// # Errors
+/// [`Untrusted`].
+pub fn walk_to(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
     let mut rest: VecDeque<OsString> = VecDeque::new();
     let mut at = PathBuf::from("/");
     let mut metadata = look(&at)?;
+    judge(&at, &metadata)?;
     let mut links = 0;
     prepend(
         &mut rest,
@@ -91,6 +102,9 @@ pub fn walk(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
         }
         at.push(name);
         metadata = look(&at)?;
+        if metadata.is_symlink() || !rest.is_empty() {
+            judge(&at, &metadata)?;
+        }
         if metadata.is_symlink() {
             links += 1;
             let unreadable = |source| Untrusted::Unreadable { path: at.clone(), source };
@@ -121,13 +135,14 @@ fn prepend(rest: &mut VecDeque<OsString>, path: &Path) {
 }
 
 fn look(path: &Path) -> Result<Metadata, Untrusted> {
-    let metadata =
-        fs::symlink_metadata(path).map_err(|source| Untrusted::Unreadable { path: path.to_owned(), source })?;
+    fs::symlink_metadata(path).map_err(|source| Untrusted::Unreadable { path: path.to_owned(), source })
+}
+
+fn judge(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     if ![0, Uid::effective().as_raw()].contains(&metadata.uid()) {
         return Err(Untrusted::Owner { path: path.to_owned(), owner: metadata.uid() });
     }
-    not_writable_by_others(path, &metadata)?;
-    Ok(metadata)
+    not_writable_by_others(path, metadata)
 }
 
 /// Whether only its owner can write a file, or replace what stands in a directory.

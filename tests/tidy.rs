@@ -26,7 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("device", &["key", "file"]),
     ("config", &["key", "file", "trust", "access", "audit", "device"]),
     ("signer", &["key", "access", "jwt", "keyring", "audit", "file", "device::handle", "device::DeviceError"]),
-    ("front", &["key", "access", "jwt", "signer", "proto"]),
+    ("front", &["key", "trust", "access", "jwt", "signer", "proto"]),
     ("ctl", &["key", "file", "access", "jwt", "keyring", "audit", "device", "config", "proto"]),
     ("daemon", &["*"]),
     ("bin", &["config", "ctl", "daemon", "device::process"]),

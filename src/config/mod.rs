@@ -84,9 +84,7 @@ impl Config {
 
         let state_dir =
             StateDir::new(folder.join(written.state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))));
-        if let Ok(metadata) = fs::metadata(&state_dir) {
-            trust::not_writable_by_others(&state_dir, &metadata).map_err(|untrusted| distrust(&path, &untrusted))?;
-        }
+        trust_state(&state_dir).map_err(|untrusted| distrust(&path, &untrusted))?;
         let accounts = rules::accounts(source, written.account)?;
         Ok(Self {
             listen: Listen::new(source, folder, written.listen)?,
@@ -184,6 +182,16 @@ fn read(path: &Path) -> Result<(PathBuf, String), ConfigError> {
     let text = fs::read_to_string(&path)
         .map_err(|error| unusable(error.to_string(), "make it a UTF-8 text that this user can read"))?;
     Ok((path, text))
+}
+
+/// The state folder may be another user's, the daemon's: whoever writes there must be that user (see `signetctl`). There may
+/// be none yet.
+fn trust_state(state_dir: &Path) -> Result<(), Untrusted> {
+    match trust::walk_to(state_dir) {
+        Ok((real, metadata)) => trust::not_writable_by_others(&real, &metadata),
+        Err(Untrusted::Unreadable { .. }) => Ok(()),
+        Err(untrusted) => Err(untrusted),
+    }
 }
 
 fn distrust(path: &Path, untrusted: &Untrusted) -> ConfigError {

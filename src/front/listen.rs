@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -20,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::peer;
 use crate::access::{Caller, Executable};
+use crate::trust::{self, Untrusted};
 
 /// The bound socket. Dropping it removes the socket from the file system.
 #[derive(Debug)]
@@ -44,22 +44,9 @@ pub enum BindError {
         /// What it said.
         source: io::Error,
     },
-    /// The address of a unix socket holds no more than 107 bytes.
-    #[error("socket {}: the path has {length} bytes and may have 107", path.display())]
-    TooLong {
-        /// The socket.
-        path: PathBuf,
-        /// Its length.
-        length: usize,
-    },
     /// Others could put a socket of theirs in its place.
-    #[error("socket directory {}: {problem}", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+    #[error("socket directory: {0}")]
+    Directory(Untrusted),
     /// Something else stands there.
     #[error("socket {}: {problem}", path.display())]
     Occupied {
@@ -84,8 +71,9 @@ impl BindError {
             Self::Io { .. } => {
                 "make its directory with this user as the owner and mode 0755 (systemd: RuntimeDirectory=signet)"
             }
-            Self::TooLong { .. } => "choose a shorter path for listen.grpc, such as one in /run",
-            Self::Directory { .. } => "use a directory that belongs to this user and has mode 0755 or less",
+            Self::Directory(_) => {
+                "use a directory of this user with mode 0755 or less, in directories that nobody else can write"
+            }
             Self::Occupied { .. } => "remove what stands there, or choose another path for listen.grpc",
             Self::Live { .. } => "stop the daemon that serves it, or choose another path for listen.grpc",
         }
@@ -99,10 +87,6 @@ impl Listener {
     /// [`BindError`]. A live socket is never taken over; one of ours that refuses connections is.
     pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, BindError> {
         let io = |source| BindError::Io { path: path.to_owned(), source };
-        let length = path.as_os_str().as_bytes().len();
-        if length > LONGEST_PATH {
-            return Err(BindError::TooLong { path: path.to_owned(), length });
-        }
         trust_directory(path.parent().unwrap_or(Path::new("/")))?;
         let lock = lock(path)?;
         clear_stale(path)?;
@@ -173,22 +157,18 @@ impl Drop for Listener {
     }
 }
 
-/// The directory must be such that nobody else can put something in the socket's place.
+/// The directory must be such that nobody else can put something in the socket's place, or where it is to be: that is why
+/// a sticky one is not enough.
 fn trust_directory(directory: &Path) -> Result<(), BindError> {
-    let path = directory.to_owned();
-    let metadata = match fs::metadata(directory) {
-        Ok(metadata) => metadata,
-        Err(source) => return Err(BindError::Io { path, source }),
-    };
-    let own = nix::unistd::geteuid().as_raw();
-    let problem = if metadata.uid() != own && metadata.uid() != 0 {
-        "it belongs to another user"
-    } else if metadata.mode() & 0o002 != 0 {
-        "everybody may write to it"
-    } else {
-        return Ok(());
-    };
-    Err(BindError::Directory { path, problem })
+    let (path, metadata) = trust::walk(directory).map_err(|untrusted| match untrusted {
+        Untrusted::Unreadable { path, source } => BindError::Io { path, source },
+        untrusted => BindError::Directory(untrusted),
+    })?;
+    if metadata.mode() & 0o002 != 0 {
+        let mode = metadata.mode() & 0o7777;
+        return Err(BindError::Directory(Untrusted::Writable { path, by: "everybody", mode }));
+    }
+    Ok(())
 }
 
 fn lock(socket: &Path) -> Result<Flock<File>, BindError> {
@@ -358,7 +338,6 @@ impl AsyncWrite for Connection {
     }
 }
 
-const LONGEST_PATH: usize = 107;
 const MOST: usize = 256;
 const MOST_OF_A_USER: usize = 32;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -535,6 +535,16 @@ fn t13_state_folder_writable_by_others() {
 }
 
 #[test]
+fn t13_state_folder_in_a_folder_writable_by_others() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.path("shared/state")).unwrap();
+    let text = folder.text().replace("state_dir = \"state\"", "state_dir = \"shared/state\"");
+    folder.load(&text).unwrap();
+    folder.chmod("shared", 0o757);
+    assert_says(&folder.refusal(), &["/shared can be written by everybody", "try: chmod go-w /"]);
+}
+
+#[test]
 fn t13_pin_file_readable_by_others() {
     for (mode, by) in [(0o604, "everybody"), (0o640, "its group"), (0o601, "everybody")] {
         let folder = Folder::new();

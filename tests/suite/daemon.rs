@@ -326,8 +326,24 @@ fn what_stands_in_the_sockets_place_is_left_alone() {
     symlink("elsewhere", daemon.socket()).unwrap();
     refused("a symbolic link");
     fs::remove_file(daemon.socket()).unwrap();
-    fs::set_permissions(daemon.folder().join("run"), fs::Permissions::from_mode(0o777)).unwrap();
-    refused("everybody may write to it");
+    for mode in [0o777, 0o1777] {
+        fs::set_permissions(daemon.folder().join("run"), fs::Permissions::from_mode(mode)).unwrap();
+        refused("can be written by everybody");
+    }
+}
+
+#[test]
+fn t13_a_socket_in_a_folder_that_others_can_replace_is_refused() {
+    let config = TestDaemon::config(NO_DEVICE).replace("run/signet.sock", "shared/run/signet.sock");
+    let daemon = TestDaemon::prepare(&config);
+    let shared = daemon.folder().join("shared");
+    fs::create_dir_all(shared.join("run")).unwrap();
+    fs::set_permissions(shared.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o757)).unwrap();
+    let output = daemon.output();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let told = said.contains("/shared can be written by everybody") && said.contains("try: ");
+    assert!(!output.status.success() && told, "{said}");
 }
 
 #[test]
