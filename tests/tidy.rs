@@ -42,7 +42,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
     (&["axum::", "hyper::"], &["front/http*"]),
     (&["cryptoki::", "cryptoki_sys::"], &["device/pkcs11*"]),
     (&["tss_esapi::", "tss_esapi_sys::"], &["device/tpm*"]),
-    (&["clap::", "clap_complete::", "clap_mangen::", "indicatif::", "rpassword::", "reqwest::"], &["bin/", "ctl*"]),
+    (&["clap::", "clap_complete::", "clap_mangen::", "indicatif::", "reqwest::"], &["bin/", "ctl*"]),
     // The daemon never names what makes, takes or destroys keys.
     (&["Provision", "device::provision", "device::init", "device::adopt"], &["device*", "ctl*"]),
     (&["anyhow::"], &["bin/", "ctl*", "daemon*"]),
