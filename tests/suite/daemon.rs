@@ -243,7 +243,7 @@ async fn reflection_tells_every_service() {
     let answer = answers.into_inner().message().await.unwrap().unwrap().message_response;
     let Some(MessageResponse::ListServicesResponse(listed)) = answer else { panic!("{answer:?}") };
     let names: Vec<_> = listed.service.into_iter().map(|service| service.name).collect();
-    for name in ["signet.v1.Signer", "grpc.health.v1.Health"] {
+    for name in ["signet.v1.Signer", "google.iam.credentials.v1.IAMCredentials", "grpc.health.v1.Health"] {
         assert!(names.contains(&name.to_owned()), "{names:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! gRPC on a unix socket: the services, their limits, and errors as google.rpc statuses.
 
+mod authority;
 mod iam;
 mod limits;
 mod rpc;
@@ -14,23 +15,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 
 use super::identity::Identities;
-use super::listen::{Connection, Listener};
-use crate::access::Caller;
+use super::listen::Listener;
 use crate::proto;
 use crate::signer::Signer;
+use authority::Mended;
 use limits::Limited;
 pub use status::Health;
-
-impl Connected for Connection {
-    type ConnectInfo = Caller;
-
-    fn connect_info(&self) -> Caller {
-        self.caller().clone()
-    }
-}
 
 /// Serves until `stop` is done; then the socket is gone, and the requests on their way finish.
 ///
@@ -67,7 +59,7 @@ pub async fn serve(
 async fn accept(
     listener: Listener,
     signer: Arc<Signer>,
-    accepted: mpsc::Sender<Result<Connection, Infallible>>,
+    accepted: mpsc::Sender<Result<Mended, Infallible>>,
     stop: impl Future<Output = ()> + Send,
 ) {
     let mut stop = std::pin::pin!(stop);
@@ -81,6 +73,6 @@ async fn accept(
         let learning = Arc::clone(&identities).learn(connection, signer.sought());
         let accepted = accepted.clone();
         // Nobody waits for what another one's executable takes to read.
-        tokio::spawn(async move { accepted.send(Ok(learning.await)).await });
+        tokio::spawn(async move { accepted.send(Ok(Mended::new(learning.await))).await });
     }
 }

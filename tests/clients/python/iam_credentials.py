@@ -18,7 +18,7 @@ from google.cloud.iam_credentials_v1.services.iam_credentials.transports import 
 
 SOCKET, ACCOUNT, UNIQUE_ID, CERTIFICATE = sys.argv[1:]
 KEY = x509.load_pem_x509_certificate(open(CERTIFICATE, "rb").read()).public_key()
-CHANNEL = grpc.insecure_channel("unix:" + SOCKET, [("grpc.default_authority", "localhost")])
+CHANNEL = grpc.insecure_channel("unix:" + SOCKET)
 CLIENT = iam_credentials_v1.IAMCredentialsClient(transport=IAMCredentialsGrpcTransport(channel=CHANNEL))
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/pubsub"]
 

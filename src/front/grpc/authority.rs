@@ -1,0 +1,340 @@
+//! Lets in clients that say the socket's path where HTTP/2 wants an authority.
+//!
+//! gRPC's C core (Python, C++, Ruby, PHP) says `run%2Fsignet%2Fsignet.sock`, grpc-java the path itself; h2 takes neither
+//! for an `:authority` and resets the stream. Nothing here asks for the authority, so each such character becomes a `-`
+//! on the way in: where it stands and at the same length, so that both sides' header tables stay alike. All else passes
+//! as it came, what is malformed included: to judge that is for h2.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tonic::transport::server::Connected;
+
+use crate::access::Caller;
+use crate::front::listen::Connection;
+
+/// A connection whose authorities are ones.
+pub(super) struct Mended {
+    connection: Connection,
+    frames: Frames,
+}
+
+impl Mended {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self { connection, frames: Frames::new() }
+    }
+}
+
+impl Connected for Mended {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.connection.caller().clone()
+    }
+}
+
+impl AsyncRead for Mended {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.connection).poll_read(cx, buffer);
+        if let Some(new) = buffer.filled_mut().get_mut(before..) {
+            self.frames.mend(new);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Mended {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.connection.is_write_vectored()
+    }
+}
+
+/// The client's half of an HTTP/2 connection (RFC 9113, 4.1), as far as it was read.
+struct Frames {
+    /// Bytes to pass before anything else.
+    skip: usize,
+    /// Whether the next byte says how long a frame's padding is.
+    padded: bool,
+    /// What is left of a frame's field block, and its padding.
+    block: usize,
+    padding: usize,
+    header: Vec<u8>,
+    fields: Fields,
+    /// What follows makes no sense to us.
+    lost: bool,
+}
+
+impl Frames {
+    fn new() -> Self {
+        let header = Vec::with_capacity(FRAME_HEADER);
+        Self { skip: PREFACE.len(), padded: false, block: 0, padding: 0, header, fields: Fields::Start, lost: false }
+    }
+
+    fn mend(&mut self, mut bytes: &mut [u8]) {
+        while !self.lost && !bytes.is_empty() {
+            let whole = if self.skip > 0 { self.skip } else { self.block };
+            let part = if self.padded || whole == 0 { 1 } else { whole.min(bytes.len()) };
+            let (part, rest) = bytes.split_at_mut(part);
+            self.take(part);
+            bytes = rest;
+        }
+    }
+
+    /// Takes bytes of which all belong to the same part of a frame.
+    fn take(&mut self, part: &mut [u8]) {
+        if self.padded {
+            self.padded = false;
+            self.padding = part.iter().copied().map(usize::from).sum();
+            self.lost = self.padding > self.block;
+            self.block = self.block.saturating_sub(self.padding);
+            if self.block == 0 {
+                self.skip += std::mem::take(&mut self.padding);
+            }
+        } else if self.skip > 0 {
+            self.skip -= part.len();
+        } else if self.block > 0 {
+            part.iter_mut().for_each(|byte| self.fields.mend(byte));
+            self.lost = matches!(self.fields, Fields::Lost);
+            self.block -= part.len();
+            if self.block == 0 {
+                self.skip = std::mem::take(&mut self.padding);
+            }
+        } else {
+            self.header.extend_from_slice(part);
+            if let [a, b, c, kind, flags, ..] = *self.header.as_slice()
+                && self.header.len() == FRAME_HEADER
+            {
+                self.header.clear();
+                self.begin(usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or_default(), kind, flags);
+            }
+        }
+    }
+
+    /// Begins a frame of this length.
+    fn begin(&mut self, length: usize, kind: u8, flags: u8) {
+        if kind != HEADERS && kind != CONTINUATION {
+            self.skip = length;
+            return;
+        }
+        let headers = kind == HEADERS;
+        self.padded = headers && flags & PADDED != 0;
+        self.skip = if headers && flags & PRIORITY != 0 { 5 } else { 0 };
+        let before = self.skip + usize::from(self.padded);
+        self.lost = before > length;
+        self.block = length.saturating_sub(before);
+    }
+}
+
+/// A field block of HPACK (RFC 7541, 6), as far as it was read. It may go on over several frames.
+enum Fields {
+    /// A field begins.
+    Start,
+    /// A number goes on (5.1).
+    Number { so_far: usize, shift: u32, of: Number },
+    /// A string's length begins (5.2).
+    Length { of: Text },
+    /// A name, of which so many bytes are left; it is ":authority" as far as it was read.
+    Name { left: usize, authority: bool },
+    /// A value.
+    Value { left: usize, authority: bool },
+    /// It makes no sense.
+    Lost,
+}
+
+#[derive(Clone, Copy)]
+enum Number {
+    /// All there is of a field.
+    Whole,
+    /// The name, by its place in a table.
+    Name,
+    Length {
+        of: Text,
+        huffman: bool,
+    },
+}
+
+#[derive(Clone, Copy)]
+enum Text {
+    Name,
+    Value { authority: bool },
+}
+
+impl Fields {
+    fn mend(&mut self, byte: &mut u8) {
+        *self = match *self {
+            Self::Start => match *byte {
+                first if first & 0x80 != 0 => Self::number(first, 7, Number::Whole),
+                first if first & 0x40 != 0 => Self::number(first, 6, Number::Name),
+                first if first & 0x20 != 0 => Self::number(first, 5, Number::Whole),
+                first => Self::number(first, 4, Number::Name),
+            },
+            Self::Number { shift, .. } if shift > 21 => Self::Lost,
+            Self::Number { so_far, shift, of } => {
+                let number = so_far + (usize::from(*byte & 0x7f) << shift);
+                if *byte & 0x80 == 0 {
+                    Self::after(number, of)
+                } else {
+                    Self::Number { so_far: number, shift: shift + 7, of }
+                }
+            }
+            Self::Length { of } => Self::number(*byte, 7, Number::Length { of, huffman: *byte & 0x80 != 0 }),
+            Self::Name { left, authority } => {
+                let authority =
+                    authority && AUTHORITY.len().checked_sub(left).and_then(|at| AUTHORITY.get(at)) == Some(byte);
+                if left > 1 {
+                    Self::Name { left: left - 1, authority }
+                } else {
+                    Self::Length { of: Text::Value { authority } }
+                }
+            }
+            Self::Value { left, authority } => {
+                if authority && matches!(byte, b'%' | b'/') {
+                    *byte = b'-';
+                }
+                if left > 1 { Self::Value { left: left - 1, authority } } else { Self::Start }
+            }
+            Self::Lost => Self::Lost,
+        };
+    }
+
+    /// A number whose first byte has so many bits of it.
+    fn number(first: u8, bits: u32, of: Number) -> Self {
+        let most = (1 << bits) - 1;
+        let number = usize::from(first) & most;
+        if number < most { Self::after(number, of) } else { Self::Number { so_far: number, shift: 0, of } }
+    }
+
+    fn after(number: usize, of: Number) -> Self {
+        match (of, number) {
+            (Number::Whole, _) => Self::Start,
+            (Number::Name, 0) => Self::Length { of: Text::Name },
+            (Number::Name, place) => Self::Length { of: Text::Value { authority: place == AUTHORITY_PLACE } },
+            (Number::Length { of: Text::Name, .. }, 0) => Self::Length { of: Text::Value { authority: false } },
+            (Number::Length { of: Text::Value { .. }, .. }, 0) => Self::Start,
+            (Number::Length { of: Text::Name, huffman }, left) => {
+                Self::Name { left, authority: !huffman && left == AUTHORITY.len() }
+            }
+            (Number::Length { of: Text::Value { authority }, huffman }, left) => {
+                Self::Value { left, authority: authority && !huffman }
+            }
+        }
+    }
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const FRAME_HEADER: usize = 9;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const PADDED: u8 = 0x8;
+const PRIORITY: u8 = 0x20;
+const AUTHORITY: &[u8] = b":authority";
+/// In the static table (RFC 7541, A).
+const AUTHORITY_PLACE: usize = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    fn literal(text: &str) -> Vec<u8> {
+        assert!(text.len() < 127);
+        [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat()
+    }
+
+    /// What comes through, read in pieces of this size.
+    fn through(bytes: &[u8], piece: usize) -> Vec<u8> {
+        let (mut frames, mut bytes) = (Frames::new(), bytes.to_vec());
+        bytes.chunks_mut(piece).for_each(|piece| frames.mend(piece));
+        bytes
+    }
+
+    /// A connection as grpcio 1.85 begins it, with this authority.
+    fn of_the_c_core(authority: &str) -> Vec<u8> {
+        let path = [b"\x40".to_vec(), literal(":path"), literal("/a%2Fb/C")].concat();
+        let named = [b"\x40".to_vec(), literal(":authority"), literal(authority)].concat();
+        let other = [b"\x83\x86\x40".to_vec(), literal("x-path"), literal("a%2F/b")].concat();
+        let block = [path, named, other].concat();
+        let (first, second) = block.split_at(23);
+        let rest = [frame(1, 0, first), frame(9, 4, second), frame(0, 1, b"%/% \x40\x0a:authority\x03%/%")];
+        [PREFACE.to_vec(), frame(4, 0, &[0; 36]), rest.concat(), frame(1, 5, b"\xc0\xbf\x83")].concat()
+    }
+
+    #[test]
+    fn the_path_of_a_socket_becomes_an_authority_and_nothing_else_changes() {
+        for piece in 1..60 {
+            let mended = through(&of_the_c_core("run%2Fsignet%2Fsignet.sock"), piece);
+            assert_eq!(mended, of_the_c_core("run-2Fsignet-2Fsignet.sock"), "{piece}");
+            let mended = through(&of_the_c_core("/run/signet/signet.sock"), piece);
+            assert_eq!(mended, of_the_c_core("-run-signet-signet.sock"), "{piece}");
+            let sound = of_the_c_core("localhost:8080");
+            assert_eq!(through(&sound, piece), sound);
+        }
+    }
+
+    #[test]
+    fn every_form_of_a_field_and_a_frame_is_followed() {
+        let long = "x".repeat(300);
+        // Its length is 127 + 45 + 128.
+        let value = [b"\x7f\xad\x01", long.as_bytes()].concat();
+        for start in [b"\x41".as_slice(), b"\x01", b"\x11", b"\x40\x0a:authority", b"\x00\x0a:authority"] {
+            let block = |authority: &str| {
+                let long_name = [&[0x40], value.as_slice(), &literal("v")].concat();
+                [b"\x3f\xe1\x1f\x88".as_slice(), &long_name, &[0x44], &value, start, &literal(authority), b"\x90"]
+                    .concat()
+            };
+            let padded = |authority: &str| {
+                let payload = [b"\x03\x00\x00\x00\x00\x01".as_slice(), &block(authority), b"%%%"].concat();
+                let whole = [PREFACE.to_vec(), frame(1, 0x2c, &payload), frame(1, 4, &block(authority))];
+                whole.concat()
+            };
+            assert_eq!(through(&padded("a%/b"), 7), padded("a--b"), "{start:?}");
+        }
+        let huffman = [PREFACE, &frame(1, 4, b"\x41\x83%/%")].concat();
+        assert_eq!(through(&huffman, 7), huffman, "compressed, these bytes are others");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_comes_through_the_same_in_any_pieces(tail in prop::collection::vec(any::<u8>(), 0..400), piece in 1..99_usize) {
+            let bytes = [PREFACE, &tail].concat();
+            let mended = through(&bytes, piece);
+            prop_assert_eq!(&mended, &through(&bytes, usize::MAX));
+            let alike = |(new, old): (&u8, &u8)| new == old || (*new == b'-' && b"%/".contains(old));
+            prop_assert!(mended.len() == bytes.len() && mended.iter().zip(&bytes).all(alike));
+        }
+
+        #[test]
+        fn a_block_of_whatever_fields_is_followed_to_its_end(block in prop::collection::vec(any::<u8>(), 0..200)) {
+            let bytes = [PREFACE.to_vec(), frame(1, 4, &block), frame(0, 0, b"%/")].concat();
+            prop_assert!(through(&bytes, 5).ends_with(&frame(0, 0, b"%/")));
+        }
+    }
+}
