@@ -6,8 +6,8 @@ use std::process::Command;
 use tonic_health::ServingStatus;
 
 use crate::support::daemon::{ACCOUNT, TestDaemon};
-use crate::support::skip;
 use crate::support::softhsm::SoftHsm;
+use crate::support::{skip, skip_optional};
 
 const UNIQUE_ID: &str = "104857600000000000001";
 
@@ -45,4 +45,19 @@ async fn python_google_cloud_iam() {
     let mut command = Command::new(python);
     command.arg(root.join("tests/clients/python/iam_credentials.py"));
     run(command, &daemon, &certificate);
+}
+
+#[tokio::test]
+async fn go_iam_credentials() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/go");
+    if !Command::new("go").arg("version").output().is_ok_and(|output| output.status.success()) {
+        return skip_optional("Go 1.24 or newer (https://go.dev/dl)");
+    }
+    let Some((_token, daemon, certificate)) = daemon().await else { return };
+    let program = daemon.folder().join("iam");
+    let mut build = Command::new("go");
+    build.args(["build", "-mod=readonly", "-o"]).arg(&program).arg("./iam").current_dir(folder);
+    let built = build.output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    run(Command::new(program), &daemon, &certificate);
 }
