@@ -4,6 +4,7 @@
 //! lines cut off the end leave no trace in the file, so note the last hash somewhere else where that matters.
 
 use std::io::{self, BufRead};
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,25 @@ pub enum Fsync {
     Interval,
     /// Left to the kernel.
     Never,
+}
+
+/// When the log begins a new file, and how many old ones stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// No file grows beyond it.
+    pub max_size: u64,
+    /// How many old files stay: `NAME.1`, the newest, to `NAME.KEEP`. At least 1.
+    pub keep: u32,
+}
+
+impl Rotation {
+    /// The path of an old file, counted from 1, the newest.
+    #[must_use]
+    pub fn old(path: &Path, number: u32) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{number}"));
+        name.into()
+    }
 }
 
 /// What stands in front of every line's own fields: its place in the chain.

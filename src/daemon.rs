@@ -1,13 +1,16 @@
 //! The daemon's life: open, bind, serve, reload, drain. The only place that sees everything.
 
+mod supervisor;
 mod watch;
 
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch as channel;
+use tokio::task::JoinSet;
 
 use crate::config::{Config, ConfigError};
 use crate::device::handle::{Handle, Launcher};
@@ -41,42 +44,51 @@ pub fn device_process() -> u8 {
 pub fn run(config: Config) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("can't find this program again")?;
     let launcher = Launcher { program, arguments: vec![DEVICE_PROCESS.into()] };
+    let socket = supervisor::socket()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
-    let served = runtime.block_on(serve(config, launcher));
+    let served = runtime.block_on(serve(config, launcher, socket));
     // Device processes end with their handles; nothing else is worth waiting for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     served
 }
 
-async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
+async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>) -> anyhow::Result<()> {
     let signals = Signals::new()?;
-    let audit = Audit::open(&config.audit.path, config.audit.fsync)?;
+    let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     let start = |device: &DeviceConfig| Handle::start(device.clone(), launcher.clone());
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let stamp = watch::stamp(&config);
     let keyring = keyring(&config, &devices)?;
-    let listener = Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?;
+    let listener = match socket {
+        Some(socket) => Listener::adopt(socket, &config.listen.grpc)?,
+        None => Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?,
+    };
     let signer = Arc::new(Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), audit));
     let health = Health::new().await;
     let (reload, reloads) = channel::channel(());
     let watch =
         Watch { config: config.clone(), keyring: stamp, devices, signer: Arc::clone(&signer), health: health.clone() };
     let mut watching = watch.start(reloads);
-    let renewing = tokio::spawn(Arc::clone(&signer).renew());
+    // Both end with the set.
+    let mut beside = JoinSet::new();
+    beside.spawn(Arc::clone(&signer).renew());
+    beside.spawn(supervisor::feed_watchdog(Arc::clone(&signer)));
     tracing::info!(socket = %config.listen.grpc.display(), accounts = config.accounts.len(), "serving");
 
     let (stop, stopped) = channel::channel(());
     let stopping = async move { drop(stopped.clone().changed().await) };
+    let auditor = Arc::clone(&signer);
     let mut serving = Box::pin(grpc::serve(listener, signer, &health, config.max_client_cache_time, stopping));
     let died = tokio::select! {
         served = &mut serving => Some(served),
         ended = &mut watching => Some(Err(ended.map_or_else(Into::into, |()| "nobody watches the devices".into()))),
-        () = signals.until_end(&reload) => None,
+        () = signals.until_end(&reload, &auditor) => None,
     };
     let served = match died {
         Some(served) => served,
         None => {
             tracing::info!("stopping: finishing the requests on their way");
+            supervisor::tell(&[supervisor::State::Stopping]);
             health.set(false).await;
             stop.send_replace(());
             tokio::time::timeout(DRAIN, serving).await.unwrap_or_else(|_elapsed| {
@@ -86,7 +98,6 @@ async fn serve(config: Config, launcher: Launcher) -> anyhow::Result<()> {
         }
     };
     watching.abort();
-    renewing.abort();
     served.map_err(anyhow::Error::from_boxed)
 }
 
@@ -117,6 +128,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user1: Signal,
 }
 
 impl Signals {
@@ -125,16 +137,18 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
         })
     }
 
-    /// Returns at SIGTERM or SIGINT; passes every SIGHUP on.
-    async fn until_end(mut self, reload: &channel::Sender<()>) {
+    /// Returns at SIGTERM or SIGINT. Every SIGHUP reloads, every SIGUSR1 begins a new audit file.
+    async fn until_end(mut self, reload: &channel::Sender<()>, signer: &Signer) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.hangup.recv() => reload.send_replace(()),
+                _ = self.user1.recv() => signer.rotate_audit(),
             }
         }
     }

@@ -52,6 +52,8 @@ pub(super) struct Audit {
     pub(super) path: Option<PathBuf>,
     #[serde(default)]
     pub(super) fsync: Fsync,
+    pub(super) max_size: Option<Size>,
+    pub(super) keep: Option<Spanned<u32>>,
 }
 
 /// `[cache]`.
@@ -250,6 +252,30 @@ fn duration(text: &str) -> Option<Duration> {
     (number > 0).then(|| Duration::from_millis(number * milliseconds))
 }
 
+/// A number of bytes: a whole number and one of `KiB MiB GiB`, such as "64MiB".
+pub(super) struct Size(pub(super) u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        size(&text)
+            .map(Self)
+            .ok_or_else(|| de::Error::custom(format!(r#"{text:?} is no size such as "512KiB", "64MiB" or "1GiB""#)))
+    }
+}
+
+fn size(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let shift = match unit {
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return None,
+    };
+    let number = u64::from(number.parse::<u32>().ok()?);
+    (number > 0).then_some(number << shift)
+}
+
 /// A file's text, to say where in it something is wrong.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
@@ -368,6 +394,17 @@ mod tests {
         assert!(
             error("max_client_cache_time = '1 hour'").contains("line 1: max_client_cache_time: \"1 hour\" is no span")
         );
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("1KiB", 1024), ("64MiB", 64 << 20), ("4294967295GiB", 4_294_967_295 << 30)] {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "0KiB", "64", "MiB", "64MB", "64 MiB", "-1KiB", "1.5GiB", "4294967296KiB"] {
+            assert_eq!(size(text), None, "{text}");
+        }
+        assert!(error("[audit]\nmax_size = '64M'\n").contains("line 2: audit.max_size: \"64M\" is no size"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use nix::unistd::{Group, User};
 use toml::Spanned;
 
 use crate::access::{Account, Policy};
-pub use crate::audit::Fsync;
+pub use crate::audit::{Fsync, Rotation};
 use crate::device::DeviceConfig;
 use crate::file::StateDir;
 use crate::key::KeyId;
@@ -67,6 +67,8 @@ pub struct Audit {
     pub path: PathBuf,
     /// When a record is synced to disk.
     pub fsync: Fsync,
+    /// When it begins a new file.
+    pub rotation: Rotation,
 }
 
 impl Config {
@@ -91,10 +93,7 @@ impl Config {
             devices: devices::compile(source, folders, &state_dir, written.device)?,
             policy: Policy::new(accounts.clone(), rules::compile(source, &accounts, written.allow)?),
             accounts,
-            audit: Audit {
-                path: written.audit.path.map_or_else(|| state_dir.audit_log(), |log| folder.join(log)),
-                fsync: written.audit.fsync,
-            },
+            audit: Audit::new(source, folder, &state_dir, written.audit)?,
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
             state_dir,
@@ -117,6 +116,21 @@ impl Config {
     #[must_use]
     pub fn device(&self, name: &KeyId) -> Option<&DeviceConfig> {
         self.devices.iter().find(|device| device.name == *name)
+    }
+}
+
+impl Audit {
+    fn new(source: Source<'_>, folder: &Path, state_dir: &StateDir, written: file::Audit) -> Result<Self, ConfigError> {
+        let keep = written.keep.as_ref().map_or(DEFAULT_KEEP, |keep| *keep.get_ref());
+        if let Some(written) = written.keep.filter(|_| !(1..=MOST_KEPT).contains(&keep)) {
+            let remedy = format!("write a number from 1 to {MOST_KEPT}");
+            return Err(source.wrong(written.span(), "audit.keep", format!("{keep} is out of range"), remedy));
+        }
+        Ok(Self {
+            path: written.path.map_or_else(|| state_dir.audit_log(), |log| folder.join(log)),
+            fsync: written.fsync,
+            rotation: Rotation { max_size: written.max_size.map_or(DEFAULT_MAX_SIZE, |size| size.0), keep },
+        })
     }
 }
 
@@ -233,6 +247,9 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/signet";
 const DEFAULT_SOCKET: &str = "/run/signet/signet.sock";
 const DEFAULT_SOCKET_MODE: u32 = 0o660;
 const DEFAULT_CACHE_TIME: Duration = Duration::from_secs(15 * 60);
+const DEFAULT_MAX_SIZE: u64 = 64 << 20;
+const DEFAULT_KEEP: u32 = 10;
+const MOST_KEPT: u32 = 1000;
 /// `sun_path` has 108 bytes with its final NUL (unix(7)).
 const LONGEST_SOCKET_PATH: usize = 107;
 const LONGEST_FILE: u64 = 1 << 20;

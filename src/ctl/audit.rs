@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::Global;
 use super::failure::{Exit, Failure};
-use crate::audit::{Broken, Head, verify};
+use crate::audit::{Broken, Head, Rotation, verify};
+use crate::config::Audit;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
@@ -22,7 +23,7 @@ Examples:
   signetctl audit verify
   signetctl audit verify audit.log.1 audit.log")]
     Verify {
-        /// The logs, the oldest first, each continuing the one before; by default that of the configuration
+        /// The logs, the oldest first, each continuing the one before; by default that of the configuration with what was rotated
         #[arg(value_name = "FILE")]
         files: Vec<PathBuf>,
     },
@@ -31,7 +32,7 @@ Examples:
 pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure> {
     let AuditCommand::Verify { mut files } = command;
     if files.is_empty() {
-        files.push(global.load()?.audit.path);
+        files = whole_log(global.load()?.audit);
     }
     let mut before: Option<Head> = None;
     let mut first = None;
@@ -61,4 +62,14 @@ pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure>
         global.note("It continues a log that is not here: name the older ones as well.");
     }
     Ok(())
+}
+
+/// The log and the files that were rotated before it, the oldest first.
+fn whole_log(audit: Audit) -> Vec<PathBuf> {
+    let old = (1..=audit.rotation.keep).rev().map(|number| Rotation::old(&audit.path, number));
+    let mut files: Vec<_> = old.filter(|file| file.exists()).collect();
+    if files.is_empty() || audit.path.exists() {
+        files.push(audit.path);
+    }
+    files
 }

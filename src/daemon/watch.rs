@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch as channel};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::supervisor;
 use crate::config::Config;
 use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health as DeviceHealth};
@@ -35,6 +36,10 @@ struct Seen {
     /// What came of the last check of each active key against its device, since the device was opened.
     checks: BTreeMap<KeyId, Result<(), DeviceError>>,
     can_sign: bool,
+    /// Whether the supervisor was told that we are ready.
+    ready: bool,
+    /// What it was told last.
+    status: String,
 }
 
 /// What changes when a file is replaced or rewritten: device, inode, length, time of change in seconds and nanoseconds.
@@ -46,12 +51,18 @@ impl Watch {
         let woken = self.follow_health();
         tokio::spawn(async move {
             let mut seen = Seen { keyring: self.keyring.take(), ..Seen::default() };
+            let started = Instant::now();
             let mut tick = tokio::time::interval(TICK);
             loop {
                 tokio::select! {
                     _ = tick.tick() => {}
                     () = woken.notified() => {}
                     changed = reloads.changed() => match changed {
+                        Ok(()) if seen.ready => {
+                            supervisor::tell_reloading();
+                            self.reload(&mut seen);
+                            supervisor::tell(&[supervisor::State::Ready]);
+                        }
                         Ok(()) => self.reload(&mut seen),
                         Err(_daemon_ends) => return,
                     },
@@ -60,6 +71,7 @@ impl Watch {
                 self.follow_devices(&mut seen);
                 self.check_keys(&mut seen).await;
                 self.report(&mut seen).await;
+                self.tell_supervisor(&mut seen, started);
             }
         })
     }
@@ -171,6 +183,42 @@ impl Watch {
     }
 }
 
+/// What the supervisor is told.
+impl Watch {
+    /// Ready: with the first key that has signed, where no key is to sign, or when the devices have had their time.
+    fn tell_supervisor(&self, seen: &mut Seen, started: Instant) {
+        let status = self.status(seen);
+        if status != seen.status {
+            supervisor::tell_status(&status);
+            seen.status = status;
+        }
+        if seen.ready {
+            return;
+        }
+        let proven = seen.checks.values().any(Result::is_ok);
+        let waits = self.signer.keyring().keys().iter().any(|key| key.is_active());
+        if proven || !waits || started.elapsed() >= GRACE {
+            if !proven {
+                tracing::warn!(status = seen.status, "starting without a device that signs");
+            }
+            supervisor::tell(&[supervisor::State::Ready]);
+            seen.ready = true;
+        }
+    }
+
+    fn status(&self, seen: &Seen) -> String {
+        let can_sign = if seen.can_sign { "signing" } else { "no account can sign" };
+        self.devices.iter().fold(can_sign.to_owned(), |status, (name, handle)| {
+            let health = match handle.health() {
+                DeviceHealth::Starting => "is being opened".to_owned(),
+                DeviceHealth::Ready => "is ready".to_owned(),
+                DeviceHealth::Down(error) => format!("can't be used: {error}"),
+            };
+            format!("{status}; {name} {health}")
+        })
+    }
+}
+
 fn log_health(device: &KeyId, health: &DeviceHealth) {
     match health {
         DeviceHealth::Starting => tracing::debug!(%device, "the device is being opened"),
@@ -216,4 +264,6 @@ pub(super) fn stamp(config: &Config) -> Option<Stamp> {
 }
 
 const TICK: Duration = Duration::from_secs(1);
+/// How long a start waits for a device before the supervisor is told that it goes without.
+const GRACE: Duration = Duration::from_secs(10);
 const CHECK_LIMIT: Duration = Duration::from_secs(10);

@@ -119,6 +119,13 @@ impl Handle {
         self.ask(request, answered).await.map(drop)
     }
 
+    /// Whether what serves the device still does, by a question that only the device or what is known of it can answer.
+    /// An error is an answer; a deadline that passes is none.
+    pub async fn is_served(&self, locator: Arc<KeyLocator>, public_key: Arc<PublicKey>, deadline: Instant) -> bool {
+        let answer = self.check(locator, public_key, deadline).await;
+        !self.requests.is_closed() && answer != Err(DeviceError::Late)
+    }
+
     /// How the device is now.
     #[must_use]
     pub fn health(&self) -> Health {

@@ -21,7 +21,7 @@ use super::{Device, DeviceConfig, DeviceError, Opened};
 /// To be called before there are other threads.
 pub fn run(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> u8 {
     // A signal to the whole unit or to all of this name is for the daemon, which drains or reloads: the device must last.
-    let for_the_daemon = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    let for_the_daemon = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
     match for_the_daemon.thread_block().map_err(io::Error::from).and_then(|()| serve(open)) {
         Ok(()) => 0,
         Err(error) => {

@@ -21,14 +21,21 @@ use super::peer;
 use crate::access::{Caller, Executable};
 use crate::trust::{self, Untrusted};
 
-/// The bound socket. Dropping it removes the socket from the file system.
+/// The socket. Dropping it removes the socket from the file system, where it was bound here.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    path: PathBuf,
-    inode: (u64, u64),
     connections: Connections,
     told: Told,
+    /// None where a supervisor bound it, which keeps it.
+    _bound: Option<Bound>,
+}
+
+/// A socket of ours in the file system.
+#[derive(Debug)]
+struct Bound {
+    path: PathBuf,
+    inode: (u64, u64),
     /// Held for as long as the socket is ours: whoever has the lock may take a stale socket's place.
     _lock: Flock<File>,
 }
@@ -99,14 +106,23 @@ impl Listener {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io)?;
         let metadata = fs::symlink_metadata(path).map_err(io)?;
         let inode = (metadata.dev(), metadata.ino());
-        Ok(Self {
-            socket,
-            path: path.to_owned(),
-            inode,
-            connections: Connections::default(),
-            told: Told::default(),
-            _lock: lock,
-        })
+        let bound = Bound { path: path.to_owned(), inode, _lock: lock };
+        Ok(Self { socket, connections: Connections::default(), told: Told::default(), _bound: Some(bound) })
+    }
+
+    /// Takes a socket that a supervisor has bound; `path` is where clients are told to look for it. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`BindError::Io`].
+    pub fn adopt(socket: std::os::unix::net::UnixListener, path: &Path) -> Result<Self, BindError> {
+        let io = |source| BindError::Io { path: path.to_owned(), source };
+        let address = socket.local_addr().map_err(io)?;
+        if address.as_pathname() != Some(path) {
+            tracing::warn!(passed = ?address, configured = %path.display(), "the socket that was passed is not that of the configuration: clients look in the wrong place");
+        }
+        socket.set_nonblocking(true).map_err(io)?;
+        let socket = UnixListener::from_std(socket).map_err(io)?;
+        Ok(Self { socket, connections: Connections::default(), told: Told::default(), _bound: None })
     }
 
     /// The next connection within the limits. Connections beyond them are closed at once.
@@ -148,7 +164,7 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for Bound {
     fn drop(&mut self) {
         let ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.inode;
         if fs::symlink_metadata(&self.path).is_ok_and(ours) {

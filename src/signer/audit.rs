@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{Call, SignError};
 use crate::access::{Denied, Permit, Request};
-use crate::audit::{Fsync, hexadecimal};
+use crate::audit::{Fsync, Rotation, hexadecimal};
 use crate::key::{Digest, Hash, KeyId};
 pub use log::OpenError;
 use log::{LogFile, Written};
@@ -62,9 +62,11 @@ struct Entry {
     outcome: &'static str,
 }
 
-struct Message {
-    entry: Box<Entry>,
-    reply: Option<oneshot::Sender<bool>>,
+enum Message {
+    /// To be written; whoever waits is told whether it was.
+    Entry(Box<Entry>, Option<oneshot::Sender<bool>>),
+    /// Begin a new file.
+    Rotate,
 }
 
 impl Audit {
@@ -72,8 +74,8 @@ impl Audit {
     ///
     /// # Errors
     /// [`OpenError`] says what to do. A log that can't be continued is never overwritten.
-    pub fn open(path: &Path, fsync: Fsync) -> Result<Self, OpenError> {
-        let file = LogFile::open(path)?;
+    pub fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
+        let file = LogFile::open(path, rotation)?;
         let writable = Arc::new(AtomicBool::new(true));
         let (writer, messages) = mpsc::channel();
         let thread = Thread { file, fsync, writable: Arc::clone(&writable), messages, unsynced: None };
@@ -88,6 +90,11 @@ impl Audit {
     #[must_use]
     pub fn is_writable(&self) -> bool {
         self.writable.load(Ordering::Acquire)
+    }
+
+    /// Begins a new file, whatever the size of this one.
+    pub fn rotate(&self) {
+        let _ = self.writer.send(Message::Rotate);
     }
 
     /// Begins the record of a request.
@@ -207,7 +214,7 @@ impl Record {
         }
         entry.latency_us = micros(self.began.elapsed());
         let (reply, written) = oneshot::channel();
-        let sent = self.writer.send(Message { entry, reply: Some(reply) });
+        let sent = self.writer.send(Message::Entry(entry, Some(reply)));
         if sent.is_err() || !written.await.unwrap_or(false) {
             return Err(unwritable());
         }
@@ -222,7 +229,7 @@ impl Drop for Record {
             entry.outcome = SignError::Late.reason();
         }
         entry.latency_us = micros(self.began.elapsed());
-        let _ = self.writer.send(Message { entry, reply: None });
+        let _ = self.writer.send(Message::Entry(entry, None));
     }
 }
 
@@ -258,7 +265,14 @@ impl Thread {
     }
 
     fn write(&mut self, batch: Vec<Message>) {
-        let written = self.file.append(batch.iter().map(|message| message.entry.as_ref())).and_then(|written| {
+        if batch.iter().any(|message| matches!(message, Message::Rotate)) {
+            self.file.rotate();
+        }
+        let entries = batch.iter().filter_map(|message| match message {
+            Message::Entry(entry, _) => Some(entry.as_ref()),
+            Message::Rotate => None,
+        });
+        let written = self.file.append(entries).and_then(|written| {
             if written == Written::Something {
                 self.unsynced.get_or_insert_with(Instant::now);
             }
@@ -272,8 +286,10 @@ impl Thread {
             Ok(()) if !was_writable => tracing::info!("the audit log can be written again"),
             _ => {}
         }
-        for reply in batch.into_iter().filter_map(|message| message.reply) {
-            let _ = reply.send(written.is_ok());
+        for message in batch {
+            if let Message::Entry(_, Some(reply)) = message {
+                let _ = reply.send(written.is_ok());
+            }
         }
     }
 

@@ -159,14 +159,17 @@ impl Key {
         self.fault.load_full()
     }
 
-    /// Asks the device whether it holds this key and no other, and remembers where it does not: until a later check
-    /// finds it, the key signs nothing.
+    /// Asks the device whether it holds this key and no other and signs with it, and remembers where it does not: until a
+    /// later check finds it, the key signs nothing.
     ///
     /// # Errors
     /// [`DeviceError`].
     pub async fn check(&self, deadline: Instant) -> Result<(), DeviceError> {
         let Some(handle) = &self.handle else { return Err(self.no_device()) };
-        let checked = handle.check(Arc::clone(&self.locator), Arc::clone(&self.public_key), deadline).await;
+        let mut checked = handle.check(Arc::clone(&self.locator), Arc::clone(&self.public_key), deadline).await;
+        if checked.is_ok() {
+            checked = self.prove(handle, deadline).await;
+        }
         match &checked {
             Ok(()) => self.fault.store(None),
             Err(error @ DeviceError::Permanent(_)) => self.fault.store(Some(Arc::new(error.clone()))),
@@ -174,6 +177,21 @@ impl Key {
             Err(_) => {}
         }
         checked
+    }
+
+    /// Has the device sign a text of ours; the handle verifies the signature, and nobody gets it.
+    async fn prove(&self, handle: &Handle, deadline: Instant) -> Result<(), DeviceError> {
+        let (locator, public_key) = (Arc::clone(&self.locator), Arc::clone(&self.public_key));
+        let digest = Digest::of(self.algorithm.hash(), b"signetd: does this key sign?");
+        let uid = nix::unistd::getuid().as_raw();
+        let request = SignRequest { locator, public_key, algorithm: self.algorithm, digest, deadline, uid };
+        handle.sign(request).await.map(drop)
+    }
+
+    /// Whether its device is served, see [`Handle::is_served`]. True where it has none.
+    pub async fn is_served(&self, deadline: Instant) -> bool {
+        let Some(handle) = &self.handle else { return true };
+        handle.is_served(Arc::clone(&self.locator), Arc::clone(&self.public_key), deadline).await
     }
 
     pub(super) async fn sign(

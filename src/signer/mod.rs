@@ -257,6 +257,11 @@ impl Signer {
         self.rules.load().policy.sought()
     }
 
+    /// Begins a new file of the audit log.
+    pub fn rotate_audit(&self) {
+        self.audit.rotate();
+    }
+
     /// Takes another policy; requests on their way keep the old one.
     pub fn set_policy(&self, policy: Policy) {
         let rules = Rules::following(policy, &self.rules.load());

@@ -3,7 +3,8 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -13,6 +14,7 @@ use tonic_types::StatusExt as _;
 
 use crate::signing::on_softhsm;
 use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::softhsm::SoftHsm;
 
 fn payload(message: &[u8]) -> proto::SignBlobRequest {
     let input = Some(blob::Input::Payload(message.to_vec().into()));
@@ -108,6 +110,99 @@ async fn a_rotated_log_is_followed_and_the_chain_goes_on() {
     let verify = |path, before| signet::audit::verify(fs::read(path).unwrap().as_slice(), before).unwrap();
     let old = verify(old, None);
     assert_eq!(verify(daemon.audit_file(), Some(old.last)).last.seq, 2);
+}
+
+#[tokio::test]
+async fn the_log_is_rotated_by_its_size_and_verifies_over_its_files() {
+    let Some(token) = SoftHsm::new() else { return };
+    let rotation = "[audit]\nmax_size = \"4KiB\"\nkeep = 3\n";
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&format!("{rotation}{}", token.toml())));
+    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+    daemon.spawn();
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    let old = |number: u32| signet::audit::Rotation::old(&daemon.audit_file(), number);
+    let mut signed = 0;
+    while !old(2).exists() {
+        daemon.client().sign_blob(payload(b"message")).await.unwrap();
+        signed += 1;
+    }
+    let (code, said) = verified(&daemon);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("{signed} records, 1 to {signed}: whole")), "{said}");
+    while !old(3).exists() || fs::metadata(old(3)).unwrap().len() == 0 || signed < 40 {
+        daemon.client().sign_blob(payload(b"message")).await.unwrap();
+        signed += 1;
+    }
+    assert!(!old(4).exists(), "three are kept");
+    let largest = (1..=3).map(old).chain([daemon.audit_file()]).map(|log| fs::metadata(log).unwrap().len()).max();
+    assert!(largest.unwrap() <= 4096, "{largest:?}");
+    let (code, said) = verified(&daemon);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("to {signed}: whole")) && said.contains("a log that is not here"), "{said}");
+    let forged = fs::read_to_string(old(2)).unwrap().replacen("SignBlob", "SignBlow", 1);
+    fs::write(old(2), forged).unwrap();
+    assert_eq!(verified(&daemon).0, Some(5));
+}
+
+#[tokio::test]
+async fn the_log_is_rotated_at_sigusr1_and_the_chain_goes_on_over_a_restart() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    daemon.signal(Signal::SIGUSR1);
+    daemon.wait_for_log("rotated the audit log");
+    assert!(daemon.stop().success());
+    assert!(verified(&daemon).1.contains("1 records, 1 to 1: whole"));
+    daemon.spawn();
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let (code, said) = verified(&daemon);
+    assert!(code == Some(0) && said.contains("2 records, 1 to 2: whole"), "{said}");
+}
+
+#[tokio::test]
+async fn on_a_full_disk_nothing_is_signed_and_everything_once_there_is_room() {
+    let Some(token) = SoftHsm::new() else { return };
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]);
+    if !unshare.status().is_ok_and(|status| status.success()) {
+        // The test above does the same with a limit in place of a disk.
+        eprintln!("SKIPPED on_a_full_disk: no file system can be mounted here");
+        return;
+    }
+    let log = "[audit]\npath = \"disk/audit.log\"\n";
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&format!("{log}{}", token.toml())));
+    fs::create_dir(daemon.folder().join("disk")).unwrap();
+    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+    // A disk of 16 KiB in a namespace of its own. Unlike signetd, the process that waits there lets itself be looked into.
+    let script =
+        "mount -t tmpfs -o size=16k,mode=700 none disk && exec 5<&0 && { cat <&5 >/dev/null & } && exec \"$@\"";
+    let signetd = daemon.command();
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(signetd.get_program());
+    command.args(signetd.get_args()).current_dir(daemon.folder()).stdin(Stdio::piped());
+    daemon.spawn_as(command);
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap();
+    let disk = PathBuf::from(format!("/proc/{}/cwd/disk", children.split(' ').next().unwrap()));
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let ballast = disk.join("ballast");
+    let full = fs::write(&ballast, [0; 16 << 10]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let refused = loop {
+        // The page that the log has begun still takes a few records.
+        match daemon.client().sign_blob(payload(b"message")).await {
+            Ok(_) => {}
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.get_error_details().error_info().unwrap().reason, "AUDIT_UNWRITABLE");
+    daemon.wait_for_health(tonic_health::ServingStatus::NotServing).await;
+    fs::remove_file(&ballast).unwrap();
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let records = fs::read(disk.join("audit.log")).unwrap();
+    let whole = signet::audit::verify(records.as_slice(), None).unwrap();
+    assert!(whole.lines >= 3, "{whole:?}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use signet::access::{Account, AccountEmail, Caller, Operation, Policy, Rule};
-use signet::audit::Fsync;
+use signet::audit::{Fsync, Rotation};
 use signet::device::handle::Health;
 use signet::file::StateDir;
 use signet::jwt::Target;
@@ -50,7 +50,8 @@ impl Stand {
         let devices = Devices::from([("fake".parse().unwrap(), handle)]);
         write_keyring(&fake, &state, "first", KeyState::Active);
         let keyring = Keyring::load(&state, &devices).unwrap();
-        let audit = Audit::open(&state.audit_log(), Fsync::Never).unwrap();
+        let rotation = Rotation { max_size: u64::MAX, keep: 1 };
+        let audit = Audit::open(&state.audit_log(), Fsync::Never, rotation).unwrap();
         let signer = Arc::new(Signer::new(policy(), keyring, Cache::new(100), audit));
         Self { fake, devices, folder, signer }
     }

@@ -22,6 +22,7 @@ mod forgery;
 mod handle;
 mod import;
 mod interop;
+mod lifecycle;
 mod matrix;
 mod pkcs11;
 mod pkcs11_faults;

@@ -44,6 +44,9 @@ impl DeviceProcess {
             // Ctrl-C is for the daemon, which still drains.
             .process_group(0)
             .kill_on_drop(true);
+        for variable in SUPERVISORS {
+            command.env_remove(variable);
+        }
         match &config.kind {
             DeviceKind::Pkcs11(pkcs11) => {
                 if let Some(environment) = &pkcs11.environment {
@@ -128,5 +131,8 @@ impl Drop for DeviceProcess {
     }
 }
 
+/// What the daemon has from its supervisor is for the daemon alone.
+const SUPERVISORS: [&str; 6] =
+    ["CREDENTIALS_DIRECTORY", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID"];
 /// A killed process that lives longer than this is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(2);

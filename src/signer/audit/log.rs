@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
-use crate::audit::Head;
+use crate::audit::{Head, Rotation};
 
 /// The open file, locked against a second daemon.
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
+    rotation: Rotation,
     file: Flock<File>,
     head: Head,
     /// Where the last whole line that was written ends.
@@ -80,27 +81,19 @@ struct Mended {
 }
 
 impl LogFile {
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        let io = |source| OpenError::Io { path: path.to_owned(), source };
-        let mut file = lock(path)?;
-        let length = file.metadata().map_err(io)?.len();
-        let tail_from = length.saturating_sub(LONGEST_LINE);
-        let mut tail = Vec::new();
-        file.seek(SeekFrom::Start(tail_from)).map_err(io)?;
-        (&*file).take(LONGEST_LINE).read_to_end(&mut tail).map_err(io)?;
-        let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-        let (whole, torn) = tail.split_at_checked(whole).unwrap_or((&tail, &[]));
-        let head = match whole.strip_suffix(b"\n").map(last_line) {
-            Some(line) => Head::of_line(line).map_err(|reason| OpenError::NotOurs { path: path.to_owned(), reason })?,
-            None if tail_from == 0 => Head::start(),
-            None => return Err(OpenError::NotOurs { path: path.to_owned(), reason: "it is too long".to_owned() }),
+    pub(super) fn open(path: &Path, rotation: Rotation) -> Result<Self, OpenError> {
+        let file = lock(path)?;
+        let end = End::of(path, &file)?;
+        let head = match end.head {
+            Some(head) => head,
+            // A new file continues the one that was rotated before it.
+            None => last_of_old(path)?,
         };
-        let length = tail_from + whole.len() as u64;
-        let mut log = Self { path: path.to_owned(), file, head, length, pending: Vec::new() };
-        if !torn.is_empty() {
+        let mut log = Self { path: path.to_owned(), rotation, file, head, length: end.length, pending: Vec::new() };
+        if !end.torn.is_empty() {
             tracing::warn!(path = %path.display(), "mended the audit log: its last line was torn by a crash");
-            let torn = String::from_utf8_lossy(torn).into_owned();
-            log.append(std::iter::once(&Mended { event: "mended", torn })).map_err(io)?;
+            let mended = Mended { event: "mended", torn: String::from_utf8_lossy(&end.torn).into_owned() };
+            log.append(std::iter::once(&mended)).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         }
         Ok(log)
     }
@@ -120,6 +113,9 @@ impl LogFile {
         if self.pending.is_empty() {
             return Ok(Written::Nothing);
         }
+        if self.length > 0 && self.length + self.pending.len() as u64 > self.rotation.max_size {
+            self.rotate();
+        }
         self.follow_rotation()?;
         // Half a line of an earlier attempt may stand there: what counts ends at `length`.
         if self.file.metadata()?.len() != self.length {
@@ -134,6 +130,33 @@ impl LogFile {
 
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    /// Moves the file out of the way and begins a new one. Where that fails the log stays as it is, and grows.
+    pub(super) fn rotate(&mut self) {
+        if self.length == 0 {
+            return;
+        }
+        let moved = (1..=self.rotation.keep).rev().try_for_each(|number| {
+            let from = match number {
+                1 => self.path.clone(),
+                _ => Rotation::old(&self.path, number - 1),
+            };
+            match std::fs::rename(from, Rotation::old(&self.path, number)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                moved => moved,
+            }
+        });
+        match moved {
+            Ok(()) => {
+                tracing::info!(path = %self.path.display(), "rotated the audit log");
+                // What fails here fails again with the next record, which is then not written.
+                let _ = self.follow_rotation();
+            }
+            Err(error) => {
+                tracing::error!(%error, path = %self.path.display(), "can't rotate the audit log: it grows");
+            }
+        }
     }
 
     /// Where the file was renamed or removed, begins a new one at the path; the chain goes on.
@@ -151,9 +174,50 @@ impl LogFile {
         if file.metadata()?.len() != 0 {
             return Err(io::Error::other("another file stands in the audit log's place, and it is not empty"));
         }
+        // The names too must outlast a power cut.
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
         self.file = file;
         self.length = 0;
         Ok(())
+    }
+}
+
+/// The end of a log.
+struct End {
+    /// None where there is no whole line.
+    head: Option<Head>,
+    /// Up to the end of the last whole line.
+    length: u64,
+    /// What stands behind it.
+    torn: Vec<u8>,
+}
+
+impl End {
+    fn of(path: &Path, mut file: &File) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let not_ours = |reason| OpenError::NotOurs { path: path.to_owned(), reason };
+        let length = file.metadata().map_err(io)?.len();
+        let tail_from = length.saturating_sub(LONGEST_LINE);
+        let mut tail = Vec::new();
+        file.seek(SeekFrom::Start(tail_from)).map_err(io)?;
+        file.take(LONGEST_LINE).read_to_end(&mut tail).map_err(io)?;
+        let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        let torn = tail.split_off(whole);
+        let head = match tail.strip_suffix(b"\n").map(last_line) {
+            Some(line) => Some(Head::of_line(line).map_err(not_ours)?),
+            None if tail_from == 0 => None,
+            None => return Err(not_ours("it is too long".to_owned())),
+        };
+        Ok(Self { head, length: tail_from + tail.len() as u64, torn })
+    }
+}
+
+fn last_of_old(path: &Path) -> Result<Head, OpenError> {
+    let old = Rotation::old(path, 1);
+    match File::open(&old) {
+        Ok(file) => Ok(End::of(&old, &file)?.head.unwrap_or_else(Head::start)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Head::start()),
+        Err(source) => Err(OpenError::Io { path: old, source }),
     }
 }
 

@@ -180,6 +180,22 @@ impl TestDaemon {
         self.process.as_ref().unwrap().child.id()
     }
 
+    /// The device processes that run, by pid.
+    pub(crate) fn device_processes(&self) -> Vec<i32> {
+        let children = |pid: &str| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let descendants: String = {
+            let of_daemon = fs::read_dir(format!("/proc/{}/task", self.pid()))
+                .unwrap()
+                .map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default())
+                .collect::<String>();
+            of_daemon.split_whitespace().map(|pid| format!("{pid} {} ", children(pid))).collect()
+        };
+        let is_device = |pid: &&str| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0device-process\0"))
+        };
+        descendants.split_whitespace().filter(is_device).map(|pid| pid.parse().unwrap()).collect()
+    }
+
     /// Sends the running daemon a signal.
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.pid().try_into().unwrap());
