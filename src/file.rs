@@ -92,6 +92,8 @@ pub fn replace_as(mode: u32, path: &Path, contents: &[u8]) -> io::Result<()> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let new = directory.join(format!(".{}.{}", name.display(), std::process::id()));
+    // Ours alone, by the process id: only one of the same id that was killed can have left it.
+    let _ = fs::remove_file(&new);
     let write = || {
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(contents)?;

@@ -174,7 +174,7 @@ pub(crate) fn place(device: &DeviceConfig) -> (&'static str, String) {
 /// What is known of a device without opening it.
 pub(crate) fn state(device: &DeviceConfig) -> &'static str {
     let pinned = !matches!(&device.kind, DeviceKind::Tpm(tpm) if tpm.parent.is_none());
-    match latch::check(&device.latch_file) {
+    match latch::look(&device.latch_file) {
         Err(DeviceError::PinRefused(_)) => "PIN refused: signetctl device unlatch",
         _ if pinned => "configured",
         _ => "not initialised: signetctl device init",
@@ -201,10 +201,10 @@ fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Resul
         None => None,
     };
     let was_closed = latch::clear(&device.latch_file, pin.as_ref(), force).map_err(|error| match error {
-        DeviceError::PinRefused(_) => {
+        DeviceError::PinRefused(why) => {
             let pin_file = pin_file.as_deref().unwrap_or(Path::new("the pin_file")).display();
-            Failure::new(format!("{pin_file} still holds the PIN that {name} refused"))
-                .hint(format!("put the right PIN into {pin_file}; or signetctl device unlatch {name} --force to try the same one again"))
+            Failure::new(format!("{name} stays latched: {why}"))
+                .hint(format!("make sure that {pin_file} holds the right PIN; signetctl device unlatch {name} --force has it tried even where it may be a refused one"))
         }
         other => explained(other, name),
     })?;

@@ -7,6 +7,7 @@ use std::thread;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::failure::Failure;
+use crate::device::latch;
 
 /// Signals that would end the process, held back from now on and waited for by a thread of their own.
 pub(crate) struct Interrupts(Arc<Mutex<Phase>>);
@@ -64,6 +65,7 @@ fn on_signal(phase: &Mutex<Phase>) {
         Phase::Interrupted(place) => Failure::new(format!("interrupted twice; a key may be left in {place}"))
             .hint("look for it with the device's own tool (pkcs11-tool --list-objects, tpm2_getcap handles-persistent) and remove it"),
     };
+    latch::settle();
     ending.report();
     process::exit(1);
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal, raise};
 
 use super::wire::{self, Answer, BadFrame, Frames, Job, Report, Work};
-use super::{Device, DeviceConfig, DeviceError, Opened};
+use super::{Device, DeviceConfig, DeviceError, Opened, latch};
 
 /// Runs the device process on the socket that stands at standard input, until the daemon closes it. Returns the exit code.
 /// To be called before there are other threads.
@@ -200,8 +200,10 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
 }
 
-/// Ends the process this instant. `exit` would run the destructors of a module in which other threads may be working.
+/// Ends the process now, but for the outcome of a login on its way, which is worth a moment: unknown, it may need an
+/// operator. `exit` would run the destructors of a module in which other threads may be working.
 fn end() -> ! {
+    latch::settle();
     let _ = raise(Signal::SIGKILL);
     std::process::abort()
 }

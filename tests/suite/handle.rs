@@ -349,6 +349,65 @@ async fn a_refused_pin_is_tried_once_over_ten_restarts() {
     assert_eq!(fake.calls("login"), 1);
 }
 
+/// Before the process could remember the refusal it was killed, or its disk was full.
+#[tokio::test]
+async fn a_wrong_pin_is_tried_once_even_where_the_refusal_could_not_be_remembered() {
+    for act in ["exit", "wrong"] {
+        let fake = Fake::new();
+        fake.write("right-pin", "changed");
+        fake.always("refusal", act);
+        for _restart in 0..10 {
+            let handle = fake.start();
+            health(&handle, |health| matches!(health, Health::Down(DeviceError::PinRefused(_)))).await;
+        }
+        assert_eq!(fake.calls("login"), 1, "{act}");
+    }
+}
+
+/// The latch of signetctl and signetd is the same.
+#[tokio::test]
+async fn a_wrong_pin_is_tried_once_by_two_processes_at_once() {
+    let fake = Fake::new();
+    fake.write("right-pin", "changed");
+    fake.always("login", "slow-300");
+    let handles = [(); 3].map(|()| fake.start());
+    for handle in &handles {
+        health(handle, |health| matches!(health, Health::Down(DeviceError::PinRefused(_)))).await;
+    }
+    assert_eq!(fake.calls("login"), 1);
+}
+
+#[tokio::test]
+async fn service_resumes_after_a_login_was_cut_off_where_the_device_tells_that_no_try_was_spent() {
+    let fake = Fake::new();
+    fake.once("login", "exit");
+    fake.once("login", "away");
+    let handle = fake.start();
+    ready(&handle).await;
+    handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
+    assert_eq!(fake.calls("login"), 3);
+}
+
+#[tokio::test]
+async fn a_login_that_was_cut_off_is_not_repeated_where_the_device_tells_nothing() {
+    for act in ["exit", "away"] {
+        let fake = Fake::new();
+        fake.write("tries", "untold");
+        fake.once("login", act);
+        let handle = fake.start();
+        let unknown = |health: &Health| matches!(health, Health::Down(DeviceError::PinRefused(why)) if why.contains("interrupted"));
+        health(&handle, unknown).await;
+        drop(handle);
+        let handle = fake.start();
+        health(&handle, unknown).await;
+        assert_eq!(fake.calls("login"), 1, "{act}");
+        // The PIN is the right one, as an operator finds out.
+        assert!(latch::clear(&fake.latch_file(), Some(&fake.pin()), false).is_err());
+        assert_eq!(latch::clear(&fake.latch_file(), Some(&fake.pin()), true), Ok(true));
+        ready(&handle).await;
+    }
+}
+
 #[tokio::test]
 async fn service_resumes_after_unlatch_without_a_restart() {
     let fake = Fake::new();

@@ -2,16 +2,17 @@
 //! handle comes through with the real device process.
 
 use std::fs;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use signet::device::handle::{Handle, Health, Launcher, SignRequest};
-use signet::device::{self, Device, DeviceConfig, DeviceError, NewKey, Pkcs11Config, TokenSelector};
+use signet::device::{self, Device, DeviceConfig, DeviceError, NewKey, Pkcs11Config, TokenSelector, latch};
 use signet::key::{Algorithm, Digest, Hash, KeyLocator, PublicKey, Signature};
 use tokio::time::{Instant, timeout};
 
 use crate::support::modules::Shim;
-use crate::support::softhsm::SoftHsm;
+use crate::support::softhsm::{LABEL, SoftHsm};
 
 #[test]
 fn the_final_pin_try_is_left_to_the_operator() {
@@ -37,6 +38,67 @@ fn a_locked_pin_is_not_tried() {
         // It was not refused, so nothing is latched: once it is unlocked, it opens.
         shim.tell("");
         assert!(device::open(&shim.config()).is_ok());
+    });
+}
+
+/// Modules have many ways of saying that a PIN is wrong, and not every token shows what it cost.
+#[test]
+fn a_wrong_pin_is_tried_once_whatever_the_module_calls_it() {
+    for fault in ["login 6", "login 7", "login 30", "login 80000001", "silent 6", "silent 80000001"] {
+        let Some(token) = SoftHsm::new() else { return };
+        let shim = Shim::new(&token);
+        token.write_pin("not the PIN");
+        shim.tell(fault);
+        token.child(&shim.environment(), || {
+            for _ in 0..5 {
+                assert!(device::open(&shim.config()).is_err());
+            }
+            let refused = device::open(&shim.config()).err().unwrap();
+            assert!(matches!(refused, DeviceError::PinRefused(_)), "{refused}");
+        });
+        assert_eq!(shim.logins(), 1, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_pin_is_tried_once_where_the_module_crashes_over_it() {
+    let Some(token) = SoftHsm::new() else { return };
+    token.child(&[], || record(&generate(&token.config()), &token));
+    let right = fs::read_to_string(token.pin_file()).unwrap();
+    token.write_pin("not the PIN");
+    let served = Served::telling(&token, "login crash");
+    let mut health = served.handle.health_changes();
+    let refused = |health: &Health| matches!(health, Health::Down(DeviceError::PinRefused(_)));
+    timeout(PATIENCE, health.wait_for(refused)).await.unwrap().unwrap();
+    assert_eq!(served.shim.logins(), 1);
+    // The right PIN, and a crash: SoftHSM tells that nothing was spent, and service resumes by itself.
+    token.write_pin(&right);
+    latch::clear(&token.config().latch_file, None, true).unwrap();
+    while served.shim.logins() < 3 {
+        tokio::task::yield_now().await;
+    }
+    served.shim.tell("");
+    served.resumes().await;
+}
+
+#[test]
+fn a_pin_refused_for_one_use_of_a_key_is_tried_by_one_session_alone() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    shim.tell("context a0");
+    token.child(&[], || always_authenticating(&token));
+    token.child(&shim.environment(), || {
+        let config = token.config_with(Pkcs11Config { sessions: 4, ..shim.pkcs11() });
+        std::thread::scope(|scope| {
+            for mut device in device::open(&config).unwrap() {
+                scope.spawn(move || {
+                    let refused = sign(&mut *device, Algorithm::Rs256);
+                    assert!(matches!(refused, Err(DeviceError::PinRefused(_))), "{refused:?}");
+                });
+            }
+        });
+        // Once by its user, once for the key.
+        assert_eq!(shim.logins(), 2);
     });
 }
 
@@ -189,8 +251,12 @@ struct Served<'a> {
 
 impl<'a> Served<'a> {
     fn new(token: &'a SoftHsm) -> Self {
+        Self::telling(token, "")
+    }
+
+    fn telling(token: &'a SoftHsm, fault: &str) -> Self {
         let shim = Shim::new(token);
-        shim.tell("");
+        shim.tell(fault);
         let mut pkcs11 = shim.pkcs11();
         let environment = pkcs11.environment.as_mut().unwrap();
         for (name, value) in shim.environment() {
@@ -232,6 +298,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn generate(config: &DeviceConfig) -> PublicKey {
     let key = NewKey { label: "key".to_owned(), algorithm: Algorithm::Rs256, bits: 2048 };
     device::provision(config, None).unwrap().generate(&key).unwrap().public_key
+}
+
+/// Makes a key with CKA_ALWAYS_AUTHENTICATE, which Signet itself never does.
+fn always_authenticating(token: &SoftHsm) {
+    let module = token.module.to_str().unwrap();
+    let pin = fs::read_to_string(token.pin_file()).unwrap();
+    let key = ["--keypairgen", "--key-type", "rsa:2048", "--label", "key", "--id", "01", "--always-auth"];
+    let made = Command::new("pkcs11-tool")
+        .args(["--module", module, "--token-label", LABEL, "--login", "--pin", &pin])
+        .args(key)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// Tells the parent of a child what was generated.

@@ -275,7 +275,7 @@ impl Dispatcher {
     }
 
     fn look_at_latch(&mut self) {
-        let open = latch::check(&self.config.latch_file);
+        let open = latch::look(&self.config.latch_file);
         let Phase::Latched { seen_closed, look } = &mut self.phase else { return };
         match open {
             Ok(()) if *seen_closed => return self.start(),
@@ -304,8 +304,8 @@ impl Dispatcher {
         };
         if matches!(error, DeviceError::PinRefused(_)) {
             // Looked at before anybody hears of the refusal and clears it. What could not be opened may have been refused
-            // before any login (a locked PIN): then there is no latch, and no harm in asking again.
-            let latch = latch::check(&self.config.latch_file);
+            // before any login (a locked PIN): no harm in asking again, for a login leaves its mark before it is tried.
+            let latch = latch::look(&self.config.latch_file);
             let seen_closed = !opened || matches!(latch, Err(DeviceError::PinRefused(_)));
             self.down(error, PROBE);
             self.phase = Phase::Latched { seen_closed, look: self.wake };

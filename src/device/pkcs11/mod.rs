@@ -10,18 +10,17 @@ mod token;
 mod uri;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use cryptoki::error::{Error, Rv};
 use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsPssParams};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType as CkKeyType, ObjectClass, ObjectHandle};
-use cryptoki::session::{Session, UserType};
+use cryptoki::session::Session;
 
-use self::token::{Token, classified};
+use self::token::{Login, Token, classified};
 use self::uri::KeyUri;
-use super::{Device, DeviceConfig, DeviceError, Opened, Pin, Pkcs11Config};
+use super::{Device, DeviceConfig, DeviceError, Opened, Pkcs11Config};
 use crate::key::{Algorithm, Digest, Hash, KeyLocator, KeyType, PublicKey, PublicNumbers, Signature};
 
 pub use self::init::init;
@@ -54,8 +53,7 @@ struct TokenSession {
     token: Arc<Token>,
     session: Session,
     /// For keys with CKA_ALWAYS_AUTHENTICATE.
-    pin: Option<Pin>,
-    latch_file: PathBuf,
+    login: Login,
     keys: HashMap<KeyLocator, Key>,
     /// Why this session is used no more: an operation may have stayed active in it, a handle may be stale.
     discarded: Option<DeviceError>,
@@ -73,18 +71,18 @@ impl TokenSession {
     fn open(config: &DeviceConfig, pkcs11: &Pkcs11Config, read_write: bool) -> Result<Self, DeviceError> {
         let token = Token::find(pkcs11)?;
         let pin = token.pin(config, pkcs11)?;
-        let session = token.session(read_write)?;
-        token.log_in(&session, pin.as_ref(), &config.latch_file)?;
         let latch_file = config.latch_file.clone();
-        Ok(Self { token, session, pin, latch_file, keys: HashMap::new(), discarded: None })
+        let login = Login { pin, latch_file, allow_final_try: pkcs11.allow_final_pin_try };
+        let session = token.session(read_write)?;
+        login.user(&token, &session)?;
+        Ok(Self { token, session, login, keys: HashMap::new(), discarded: None })
     }
 
     fn beside(&self, session: Session) -> Self {
         Self {
             token: Arc::clone(&self.token),
             session,
-            pin: self.pin.clone(),
-            latch_file: self.latch_file.clone(),
+            login: self.login.clone(),
             keys: HashMap::new(),
             discarded: None,
         }
@@ -220,8 +218,7 @@ impl TokenSession {
         self.require(mechanism.mechanism_type())?;
         self.session.sign_init(&mechanism, key.handle).map_err(classified)?;
         if key.always_authenticate {
-            token::log_in(&self.session, UserType::ContextSpecific, self.pin.as_ref())
-                .map_err(|error| token::refused(error, self.pin.as_ref(), &self.latch_file, self.token.info.label()))?;
+            self.login.context(&self.token, &self.session)?;
         }
         self.token.module.c_sign.call(self.session.handle(), &to_be_signed(algorithm, digest)).map_err(|rv| match rv {
             Rv::Error(error) => classified(Error::Pkcs11(error, cryptoki::context::Function::Sign)),

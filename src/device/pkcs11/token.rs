@@ -11,7 +11,8 @@ use cryptoki::slot::{Limit, Slot, TokenInfo};
 use cryptoki::types::RawAuthPin;
 
 use super::raw::CSign;
-use crate::device::{DeviceConfig, DeviceError, Pin, Pkcs11Config, TokenSelector, fault, latch};
+use crate::device::latch::{self, Tries};
+use crate::device::{DeviceConfig, DeviceError, Pin, Pkcs11Config, TokenSelector, fault};
 
 /// A loaded and initialised module. It is never finalised and never unloaded: other threads may be inside.
 pub(super) struct Module {
@@ -100,7 +101,7 @@ impl Token {
             .map_err(classified)
     }
 
-    /// Reads the PIN, and makes sure that it may be tried. None where the token takes no PIN from us.
+    /// Reads the PIN. None where the token takes no PIN from us.
     pub(super) fn pin(&self, config: &DeviceConfig, pkcs11: &Pkcs11Config) -> Result<Option<Pin>, DeviceError> {
         let label = self.info.label();
         let Some(path) = &pkcs11.pin_file else {
@@ -112,17 +113,8 @@ impl Token {
         if !self.info.login_required() {
             return Ok(None);
         }
-        latch::check(&config.latch_file)?;
-        if self.info.user_pin_locked() {
-            return Err(DeviceError::PinRefused(format!(
-                "the token {label:?} has locked its user PIN; its security officer must set a new one"
-            )));
-        }
-        if self.info.user_pin_final_try() && !pkcs11.allow_final_pin_try {
-            return Err(DeviceError::PinRefused(format!(
-                "one more wrong PIN locks the token {label:?}; make sure that the PIN file is right, then set allow_final_pin_try"
-            )));
-        }
+        // Before anything of the PIN file is said: where the latch is closed, that comes first.
+        latch::look(&config.latch_file)?;
         if !self.info.user_pin_initialized() {
             return Err(DeviceError::Misconfigured(format!(
                 "the token {label:?} has no user PIN yet; its security officer must set one"
@@ -130,38 +122,113 @@ impl Token {
         }
         Pin::read(path).map(Some)
     }
+}
 
-    /// Logs the whole process in. A refused PIN closes the latch: it is tried once, ever.
-    pub(super) fn log_in(&self, session: &Session, pin: Option<&Pin>, latch_file: &Path) -> Result<(), DeviceError> {
-        if !self.info.login_required() {
+/// What it takes to log in: the PIN, by the token's own keypad where there is none, and the latch.
+#[derive(Clone)]
+pub(super) struct Login {
+    pub(super) pin: Option<Pin>,
+    pub(super) latch_file: PathBuf,
+    pub(super) allow_final_try: bool,
+}
+
+impl Login {
+    /// Logs the whole process in.
+    pub(super) fn user(&self, token: &Token, session: &Session) -> Result<(), DeviceError> {
+        if !token.info.login_required() {
             return Ok(());
         }
-        log_in(session, UserType::User, pin).map_err(|error| refused(error, pin, latch_file, self.info.label()))
+        self.attempt(token, session, UserType::User, self.pin.as_ref())
     }
-}
 
-/// Logs in, by the token's own keypad where there is no PIN.
-pub(super) fn log_in(session: &Session, user: UserType, pin: Option<&Pin>) -> Result<(), Error> {
-    let outcome = match pin {
-        Some(pin) => session.login_with_raw(user, &RawAuthPin::new(Box::new(pin.expose().to_vec()))),
-        None => session.login(user, None),
-    };
-    match outcome {
-        Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
-        outcome => outcome,
+    /// Logs in for one use of a key that wants it. The PIN has let this process in before.
+    pub(super) fn context(&self, token: &Token, session: &Session) -> Result<(), DeviceError> {
+        self.attempt(token, session, UserType::ContextSpecific, None)
     }
-}
 
-/// What a failed login means: everything that is about the PIN closes the latch.
-pub(super) fn refused(error: Error, pin: Option<&Pin>, latch_file: &Path, label: &str) -> DeviceError {
-    use RvError::{PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked};
-    match error {
-        Error::Pkcs11(rv @ (PinIncorrect | PinInvalid | PinLenRange | PinExpired | PinLocked), _) => {
-            latch::close(latch_file, pin, &format!("the token {label:?} answered {rv:?}"))
+    /// Sends the PIN, written down before and after: a wrong one is tried once, ever. See [`latch`].
+    fn attempt(
+        &self,
+        token: &Token,
+        session: &Session,
+        user: UserType,
+        unproven: Option<&Pin>,
+    ) -> Result<(), DeviceError> {
+        use RvError::{
+            CryptokiNotInitialized, FunctionNotSupported, OperationNotInitialized, PinExpired, PinIncorrect,
+            PinInvalid, PinLenRange, PinLocked, SessionHandleInvalid, UserAlreadyLoggedIn, UserAnotherAlreadyLoggedIn,
+            UserPinNotInitialized, UserTypeInvalid,
+        };
+        let attempt = latch::begin(&self.latch_file, unproven, || self.tries(token))?;
+        let outcome = match &self.pin {
+            Some(pin) => session.login_with_raw(user, &RawAuthPin::new(Box::new(pin.expose().to_vec()))),
+            None => session.login(user, None),
+        };
+        match outcome {
+            Ok(()) | Err(Error::Pkcs11(UserAlreadyLoggedIn, _)) => {
+                attempt.settled();
+                Ok(())
+            }
+            Err(Error::Pkcs11(rv @ (PinIncorrect | PinInvalid | PinLenRange | PinExpired | PinLocked), _)) => {
+                let tries = token.tries().map_or(Tries::Untold, |(_, tries)| tries);
+                let detail = format!("the token {:?} answered {rv:?}", token.info.label());
+                Err(attempt.refused(self.pin.as_ref(), &detail, tries))
+            }
+            // Said before any PIN is looked at. Every other code may mean a spent try, whatever its name: the mark stays.
+            Err(
+                error @ Error::Pkcs11(
+                    CryptokiNotInitialized
+                    | FunctionNotSupported
+                    | OperationNotInitialized
+                    | SessionHandleInvalid
+                    | UserAnotherAlreadyLoggedIn
+                    | UserPinNotInitialized
+                    | UserTypeInvalid,
+                    _,
+                ),
+            ) => {
+                attempt.settled();
+                Err(classified(error))
+            }
+            Err(error) => Err(classified(error)),
         }
-        other => classified(other),
+    }
+
+    /// Whether the PIN may be sent at all, as the token has it now: another process may have sent one since we found it.
+    fn tries(&self, token: &Token) -> Result<Tries, DeviceError> {
+        let label = token.info.label();
+        let (info, tries) = token.tries()?;
+        if info.user_pin_locked() {
+            return Err(DeviceError::PinRefused(format!(
+                "the token {label:?} has locked its user PIN; its security officer must set a new one"
+            )));
+        }
+        if self.pin.is_some() && info.user_pin_final_try() && !self.allow_final_try {
+            return Err(DeviceError::PinRefused(format!(
+                "one more wrong PIN locks the token {label:?}; make sure that the PIN file is right, then set allow_final_pin_try"
+            )));
+        }
+        Ok(tries)
     }
 }
+
+impl Token {
+    fn tries(&self) -> Result<(TokenInfo, Tries), DeviceError> {
+        let info = self.module.client.get_token_info(self.slot).map_err(classified)?;
+        let tries = if info.user_pin_count_low() || info.user_pin_final_try() || info.user_pin_locked() {
+            Tries::Missing
+        } else if TELL_TRIES.contains(&info.manufacturer_id()) {
+            Tries::Whole
+        } else {
+            Tries::Untold
+        };
+        Ok((info, tries))
+    }
+}
+
+/// The manufacturers whose tokens were seen to show a missing try from the first wrong PIN to the next right one (a test of
+/// ours each). Others are believed once they have shown one here.
+const TELL_TRIES: &[&str] = &["SoftHSM project"];
 
 /// How many sessions a token lets this process have, at most as many as were asked for and at least one.
 pub(super) fn sessions(limit: Limit, wanted: usize) -> usize {

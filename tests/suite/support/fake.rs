@@ -17,6 +17,7 @@ use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rsa::{KeyPair as RsaKey, KeySize};
 use aws_lc_rs::signature::{self as sign, EcdsaKeyPair, KeyPair as _};
 use signet::device::handle::{Handle, Launcher, SignRequest};
+use signet::device::latch::Tries;
 use signet::device::{
     Device, DeviceConfig, DeviceError, DeviceKind, Opened, Pin, Pkcs11Config, TokenSelector, latch, process,
 };
@@ -89,7 +90,7 @@ impl Fake {
         Handle::start(self.config(), launcher())
     }
 
-    /// Has the device do this wrong at its next such operation (`open`, `login`, `sign`, `public-key`).
+    /// Has the device do this wrong at its next such operation (`open`, `login`, `refusal`, `sign`, `public-key`).
     pub(crate) fn once(&self, operation: &str, act: &str) {
         let number = self.acts.fetch_add(1, Ordering::Relaxed);
         self.write(&format!("acts/{operation}.{act}.{number:04}"), "");
@@ -180,12 +181,28 @@ fn open(config: &DeviceConfig) -> Result<Opened, DeviceError> {
     let device = FakeDevice { folder: folder.clone() };
     fs::write(folder.join("pid"), std::process::id().to_string()).unwrap();
     device.act("open")?;
-    latch::check(&config.latch_file)?;
     let pin = pin_file.as_deref().map(Pin::read).transpose()?;
+    let tries = || match fs::read_to_string(folder.join("tries")).as_deref() {
+        Ok("missing") => Tries::Missing,
+        Ok("untold") => Tries::Untold,
+        _ => Tries::Whole,
+    };
+    let attempt = latch::begin(&config.latch_file, pin.as_ref(), || Ok(tries()))?;
     device.act("login")?;
     if pin.as_ref().map(Pin::expose) != fs::read(folder.join("right-pin")).ok().as_deref() {
-        return Err(latch::close(&config.latch_file, pin.as_ref(), "the fake does not take it"));
+        if tries() == Tries::Whole {
+            fs::write(folder.join("tries"), "missing").unwrap();
+        }
+        if device.act("refusal")? {
+            // Nobody can put the latch in its place.
+            fs::create_dir(config.latch_file.with_file_name(format!(".fake.json.{}", std::process::id()))).unwrap();
+        }
+        return Err(attempt.refused(pin.as_ref(), "the fake does not take it", tries()));
     }
+    if tries() == Tries::Missing {
+        fs::remove_file(folder.join("tries")).unwrap();
+    }
+    attempt.settled();
     Ok((0..*sessions).map(|_| Box::new(FakeDevice { folder: folder.clone() }) as Box<dyn Device + Send>).collect())
 }
 

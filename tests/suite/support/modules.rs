@@ -90,6 +90,11 @@ impl<'a> Shim<'a> {
         self.control.with_extension("control.waiting")
     }
 
+    /// How often C_Login was called.
+    pub(crate) fn logins(&self) -> u64 {
+        fs::metadata(self.control.with_extension("control.logins")).map_or(0, |calls| calls.len())
+    }
+
     /// Misbehaves from now on as `shim.c` says; empty: not at all.
     pub(crate) fn tell(&self, fault: &str) {
         fs::write(&self.control, fault).unwrap();

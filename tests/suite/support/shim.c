@@ -3,10 +3,15 @@
  *   final-try | locked | full | one-session
  *                                      C_GetTokenInfo says so (full: of every slot that its token is initialised); with
  *                                      one-session, C_OpenSession keeps to it
+ *   login CODE | login crash           C_Login answers CODE for every error, or crashes after the token has answered
+ *   silent CODE                        the same, and C_GetTokenInfo never shows what a wrong PIN has spent
+ *   context CODE                       C_Login for one use of a key answers CODE
  *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
  *   flip                               C_Sign flips a bit of the signature
  *   hang | crash                       C_Sign does
  *   wait                               C_Sign makes the file SHIM_CONTROL.waiting and goes on when it is told otherwise
+ *
+ * Each C_Login adds a byte to the file SHIM_CONTROL.logins.
  */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -17,7 +22,7 @@
 typedef unsigned long ulong_t;
 /* CK_FUNCTION_LIST: a version and 68 functions (PKCS#11 2.40, pkcs11f.h); by number, those that are replaced. */
 struct list { unsigned char major, minor; void *function[68]; };
-enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_SESSION = 13, SIGN = 43 };
+enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18, SIGN = 43 };
 /* CK_TOKEN_INFO as far as it is changed. */
 struct token_info { char names[32 + 32 + 16 + 16]; ulong_t flags, max_sessions; };
 
@@ -42,6 +47,10 @@ static ulong_t get_token_info(ulong_t slot, struct token_info *info) {
     if (told("locked", NULL)) info->flags |= 0x40000;
     if (told("full", NULL)) info->flags |= 0x400;
     if (told("one-session", NULL)) info->max_sessions = 1;
+    if (told("silent", NULL)) {
+        info->flags &= ~0x70000UL;
+        memset(info->names + 32, 'x', 32);
+    }
     return rv;
 }
 
@@ -54,6 +63,22 @@ static ulong_t open_session(ulong_t slot, ulong_t flags, void *a, void *b, ulong
 static ulong_t close_session(ulong_t session) {
     sessions--;
     return ((ulong_t (*)(ulong_t))real.function[CLOSE_SESSION])(session);
+}
+
+static ulong_t login(ulong_t session, ulong_t user, char *pin, ulong_t length) {
+    ulong_t code;
+    char path[4096];
+    snprintf(path, sizeof path, "%s.logins", getenv("SHIM_CONTROL"));
+    FILE *file = fopen(path, "a");
+    if (file && fputc('x', file) == 'x') fclose(file);
+    if (user == 2 && told("context", &code)) {
+        usleep(50000);
+        return code;
+    }
+    ulong_t rv = ((ulong_t (*)(ulong_t, ulong_t, char *, ulong_t))real.function[LOGIN])(session, user, pin, length);
+    if (told("login crash", NULL)) abort();
+    if (rv != 0 && (told("login", &code) || told("silent", &code))) return code;
+    return rv;
 }
 
 static ulong_t sign(ulong_t session, char *data, ulong_t length, char *signature, ulong_t *signature_length) {
@@ -85,6 +110,7 @@ ulong_t C_GetFunctionList(struct list **list) {
         shim.function[GET_TOKEN_INFO] = get_token_info;
         shim.function[OPEN_SESSION] = open_session;
         shim.function[CLOSE_SESSION] = close_session;
+        shim.function[LOGIN] = login;
         shim.function[SIGN] = sign;
     }
     *list = &shim;
