@@ -5,6 +5,8 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nix::sys::signal::Signal;
 use signet::key::{Algorithm, KeyLocator, PublicKey};
 use signet::keyring::{KeyRecord, KeyState};
@@ -24,7 +26,11 @@ const NO_DEVICE: &str = r#"
 "#;
 
 fn absent() -> TestDaemon {
-    let mut daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    without_device(&TestDaemon::config(NO_DEVICE))
+}
+
+fn without_device(config: &str) -> TestDaemon {
+    let mut daemon = TestDaemon::prepare(config);
     // As `device init` left it when the TPM was there.
     let name = format!("000b{}", "0".repeat(64));
     fs::create_dir(daemon.state().join("devices")).unwrap();
@@ -32,6 +38,10 @@ fn absent() -> TestDaemon {
     daemon.spawn();
     daemon.wait_for_log("serving");
     daemon
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
 }
 
 fn payload(bytes: &[u8]) -> proto::SignBlobRequest {
@@ -152,6 +162,23 @@ async fn bad_input_names_its_field() {
     }
 }
 
+/// T6, through the front: a rule for sign-blob signs no JWT, canonical or not, and the device decides of the rest.
+#[tokio::test]
+async fn a_rule_for_blobs_signs_no_jwt() {
+    let operations = r#"["sign-blob", "sign-digest", "sign-jwt", "mint-access-token", "mint-id-token"]"#;
+    let daemon = without_device(&TestDaemon::config(NO_DEVICE).replace(operations, r#"["sign-blob"]"#));
+    daemon.add(record("k", KeyState::Active));
+    daemon.wait_for_log("took the keyring");
+    let mut client = daemon.client();
+    let mut signed = async |blob: &str| client.sign_blob(payload(blob.as_bytes())).await.unwrap_err();
+    let part = |json: &str| URL_SAFE_NO_PAD.encode(json);
+    let (header, claims) =
+        (part(r#"{"alg":"RS256","typ":"JWT","kid":"k"}"#), part(&format!(r#"{{"exp":{}}}"#, now() + 60)));
+    assert_eq!(signed(&format!("{header}.{claims}")).await.code(), Code::PermissionDenied);
+    assert_eq!(field(&signed(&format!("{header}=.{claims}")).await), "payload");
+    assert_eq!(signed("GOOG4-RSA-SHA256\n").await.code(), Code::Unavailable);
+}
+
 #[tokio::test]
 async fn an_absent_device_is_unavailable_with_a_time_to_retry_and_health_says_so() {
     let daemon = absent();
@@ -178,7 +205,7 @@ async fn an_account_without_a_key_wants_an_operator() {
 #[tokio::test]
 async fn public_certificates_list_every_key_but_those_retired_long_ago() {
     let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let now = now();
     daemon.add(record("old", KeyState::Active));
     daemon.add(KeyRecord { activated: Some(now), ..record("new", KeyState::Active) });
     daemon.add(record("next", KeyState::Prepared));

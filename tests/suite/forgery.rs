@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand::SystemRandom;
@@ -12,80 +13,119 @@ use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
 use serde_json::Value;
-use signet::access::{Account, AccountEmail, Caller, Glob, Operation, Permit, Policy, Request, Rule};
-use signet::jwt::claims::Claims;
+use signet::access::{Account, AccountEmail, Caller, Glob, Operation, Policy, Rule};
+use signet::audit::{Fsync, Rotation};
+use signet::file::StateDir;
+use signet::jwt::Target;
 use signet::jwt::jws::{Shape, shape};
-use signet::jwt::{Header, Target, UnsignedJwt};
-use signet::key::{Algorithm, PublicKey, PublicNumbers, Signature};
+use signet::key::{Algorithm, PublicKey, PublicNumbers};
+use signet::keyring::{self, KeyRecord, KeyState};
+use signet::signer::{Audit, Bytes, Cache, Call, Devices, JwtBody, Keyring, SignError, Signed, Signer};
+use tempfile::TempDir;
+use tokio::time::Instant;
 
 use crate::support;
+use crate::support::fake::{Fake, locator};
 
 const EMAIL: &str = "app@project.iam.gserviceaccount.com";
 const HEADER: &str = r#"{"alg":"RS256","typ":"JWT","kid":"k"}"#;
 
-/// A caller, and the one rule there is.
+/// A device with one key, for any number of [`Machine`]s.
+struct Key {
+    fake: Fake,
+    devices: Devices,
+}
+
+/// A daemon's signer with the one rule there is. The key is real: whatever it lets through comes back signed.
 struct Machine {
-    policy: Policy,
-    account: AccountEmail,
-    now: SystemTime,
+    signer: Arc<Signer>,
+    caller: Caller,
+    _state: TempDir,
+}
+
+impl Key {
+    fn new() -> Self {
+        let fake = Fake::new();
+        let devices = Devices::from([("fake".parse().unwrap(), fake.start())]);
+        Self { fake, devices }
+    }
+
+    fn machine(&self, operations: &[Operation], rule: Rule) -> Machine {
+        let email: AccountEmail = EMAIL.parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path().to_owned());
+        let record = KeyRecord {
+            kid: "k".parse().unwrap(),
+            account: email.clone(),
+            algorithm: Algorithm::Rs256,
+            device: "fake".parse().unwrap(),
+            locator: locator("rsa"),
+            public_key: PublicKey::clone(&self.fake.request(b"", PATIENCE).public_key),
+            state: KeyState::Active,
+            created: 1,
+            activated: Some(1),
+            retired: None,
+        };
+        keyring::Keyring { keys: vec![record] }.save(&state).unwrap();
+        let rule = Rule { accounts: vec![email.clone()], operations: operations.to_vec(), ..rule };
+        let policy = Policy::new(vec![Account { email, project_id: None, unique_id: None, default: true }], vec![rule]);
+        let audit = Audit::open(&state.audit_log(), Fsync::Never, Rotation { max_size: u64::MAX, keep: 1 }).unwrap();
+        let keys = Keyring::load(&state, &self.devices).unwrap();
+        let caller = Caller::new(1000, 1000, vec![]);
+        let signer = Arc::new(Signer::new(policy, keys, Cache::new(100), audit));
+        Machine { signer, caller, _state: folder }
+    }
 }
 
 impl Machine {
-    fn new(operations: &[Operation], rule: Rule) -> Self {
-        let account: AccountEmail = EMAIL.parse().unwrap();
-        let rule = Rule { accounts: vec![account.clone()], operations: operations.to_vec(), ..rule };
-        let accounts = vec![Account { email: account.clone(), project_id: None, unique_id: None, default: true }];
-        Self { policy: Policy::new(accounts, vec![rule]), account, now: SystemTime::now() }
+    async fn sign_blob(&self, blob: &[u8]) -> bool {
+        self.sign_bytes(Bytes::Message(blob)).await
     }
 
-    fn authorize(&self, request: &Request<'_>) -> Option<Permit> {
-        self.policy.authorize(&Caller::new(1000, 1000, vec![]), request).ok()
+    async fn sign_digest(&self) -> bool {
+        self.sign_bytes(Bytes::Digest(&[0; 32])).await
     }
 
-    fn sign_blob(&self, blob: &[u8]) -> bool {
-        match shape(blob, &self.account, self.now) {
-            Shape::Blob => self.authorize(&self.request(Operation::SignBlob, Some(blob))).is_some(),
-            Shape::Jwt(claims) => self.authorize(&claims.request(&self.account, self.now)).is_some(),
-            Shape::Refused(_) => false,
-        }
+    async fn sign_bytes(&self, bytes: Bytes<'_>) -> bool {
+        signed(self.signer.sign_bytes(call(&self.caller), bytes, None).await).is_some()
     }
 
-    fn sign_digest(&self) -> bool {
-        self.authorize(&self.request(Operation::SignDigest, None)).is_some()
+    async fn sign_jwt(&self, claims: &str) -> Option<String> {
+        self.jwt(JwtBody::Claims(claims.to_owned())).await
     }
 
-    fn sign_jwt(&self, claims: &str) -> Option<String> {
-        let claims = Claims::parse(claims).ok()?.for_account(&self.account, self.now).ok()?;
-        let permit = self.authorize(&claims.request(&self.account, self.now))?;
-        let unsigned = UnsignedJwt::of_claims(&permit, self.header(), &claims, self.now).ok()?;
-        Some(signing_input(unsigned))
+    async fn mint_access_token(&self, target: &Target) -> Option<String> {
+        self.jwt(JwtBody::AccessToken { target: target.clone(), lifetime: None }).await
     }
 
-    fn mint_access_token(&self, target: &Target) -> Option<String> {
-        let permit = self.authorize(&target.request(&self.account, None))?;
-        Some(signing_input(UnsignedJwt::access_token(&permit, self.header(), target, self.now).ok()?))
+    async fn mint_id_token(&self, audience: &str) -> Option<String> {
+        self.jwt(JwtBody::IdToken { audience: audience.to_owned(), include_email: true, lifetime: None }).await
     }
 
-    fn mint_id_token(&self, audience: &str) -> Option<String> {
-        let request = Request { audiences: vec![audience], ..self.request(Operation::MintIdToken, None) };
-        let permit = self.authorize(&request)?;
-        Some(signing_input(UnsignedJwt::id_token(&permit, self.header(), audience, true, self.now).ok()?))
-    }
-
-    fn request<'a>(&'a self, operation: Operation, blob: Option<&'a [u8]>) -> Request<'a> {
-        let account = &self.account;
-        Request { account, operation, audiences: vec![], scopes: vec![], claims: vec![], blob, lifetime: None }
-    }
-
-    fn header(&self) -> Header<'static> {
-        static KID: std::sync::OnceLock<signet::key::KeyId> = std::sync::OnceLock::new();
-        Header { algorithm: Algorithm::Rs256, kid: KID.get_or_init(|| "k".parse().unwrap()) }
+    /// The signing input of the JWT that is made, if one is.
+    async fn jwt(&self, body: JwtBody) -> Option<String> {
+        let jwt = signed(self.signer.sign_jwt(call(&self.caller), body).await)?;
+        Some(jwt.as_str().rsplit_once('.').unwrap().0.to_owned())
     }
 }
 
-fn signing_input(unsigned: UnsignedJwt) -> String {
-    let jwt = unsigned.into_jwt(&Signature::from_bytes(vec![]));
-    jwt.as_str().trim_end_matches('.').to_owned()
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn call(caller: &Caller) -> Call<'_> {
+    Call { caller, rpc: "Test", account: "", deadline: Instant::now() + PATIENCE }
+}
+
+/// What was signed; none where that was refused. Anything else is no answer to the question.
+fn signed<T>(outcome: Result<Signed<T>, SignError>) -> Option<T> {
+    match outcome {
+        Ok(signed) => Some(signed.value),
+        Err(SignError::Denied | SignError::Invalid { .. }) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn seconds_from_now(seconds: u64) -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + seconds
 }
 
 fn audience(audience: &str) -> Target {
@@ -104,46 +144,48 @@ const PUBSUB: &str = "https://pubsub.googleapis.com/";
 const CLOUD: &str = "https://www.googleapis.com/auth/cloud-platform";
 
 /// For each operation a caller who may do it, and nothing else, tries to get what every other operation makes.
-#[test]
-fn an_operation_alone_makes_nothing_that_another_makes() {
-    let all = Machine::new(&Operation::ALL, Rule::default());
+#[tokio::test]
+async fn an_operation_alone_makes_nothing_that_another_makes() {
+    let key = Key::new();
+    let all = key.machine(&Operation::ALL, Rule::default());
     let jwts = [
-        all.sign_jwt(r#"{"aud":"x"}"#).unwrap(),
-        all.mint_access_token(&audience(PUBSUB)).unwrap(),
-        all.mint_access_token(&scope(CLOUD)).unwrap(),
-        all.mint_id_token("https://service.example").unwrap(),
+        all.sign_jwt(r#"{"aud":"x"}"#).await.unwrap(),
+        all.mint_access_token(&audience(PUBSUB)).await.unwrap(),
+        all.mint_access_token(&scope(CLOUD)).await.unwrap(),
+        all.mint_id_token("https://service.example").await.unwrap(),
     ];
     for operation in Operation::ALL {
-        let only = Machine::new(&[operation], Rule::default());
+        let only = key.machine(&[operation], Rule::default());
         // What is a JWT is one for SignBlob too, whichever rpc makes such.
         for jwt in &jwts {
-            assert_eq!(only.sign_blob(jwt.as_bytes()), operation == Operation::SignJwt, "{operation}: {jwt}");
+            assert_eq!(only.sign_blob(jwt.as_bytes()).await, operation == Operation::SignJwt, "{operation}: {jwt}");
         }
-        assert_eq!(only.sign_blob(b"GOOG4-RSA-SHA256\n"), operation == Operation::SignBlob, "{operation}");
-        assert_eq!(only.sign_digest(), operation == Operation::SignDigest, "{operation}");
-        assert_eq!(only.sign_jwt("{}").is_some(), operation == Operation::SignJwt, "{operation}");
+        assert_eq!(only.sign_blob(b"GOOG4-RSA-SHA256\n").await, operation == Operation::SignBlob, "{operation}");
+        assert_eq!(only.sign_digest().await, operation == Operation::SignDigest, "{operation}");
+        assert_eq!(only.sign_jwt("{}").await.is_some(), operation == Operation::SignJwt, "{operation}");
         for target in [audience(PUBSUB), scope(CLOUD)] {
             assert_eq!(
-                only.mint_access_token(&target).is_some(),
+                only.mint_access_token(&target).await.is_some(),
                 operation == Operation::MintAccessToken,
                 "{operation}"
             );
         }
-        let id = only.mint_id_token("https://service.example");
+        let id = only.mint_id_token("https://service.example").await;
         assert_eq!(id.is_some(), operation == Operation::MintIdToken, "{operation}");
         // An ID token for a Google API would be an access token for it.
-        assert!(only.mint_id_token(PUBSUB).is_none(), "{operation}");
+        assert!(only.mint_id_token(PUBSUB).await.is_none(), "{operation}");
     }
 }
 
-#[test]
-fn a_rule_for_signed_urls_signs_nothing_else() {
+#[tokio::test]
+async fn a_rule_for_signed_urls_signs_nothing_else() {
+    let key = Key::new();
     let prefix = b"GOOG4-RSA-SHA256\n";
     let rule = Rule { blob_prefixes: Some(vec![prefix.to_vec()]), ..Rule::default() };
-    let machine = Machine::new(&[Operation::SignBlob], rule);
-    assert!(machine.sign_blob(b"GOOG4-RSA-SHA256\n20260101T000000Z\n20260101/auto/storage/goog4_request\nab"));
-    assert!(!machine.sign_blob(b"anything else"));
-    let claims = forged_claims(machine.now);
+    let machine = key.machine(&[Operation::SignBlob], rule);
+    assert!(machine.sign_blob(b"GOOG4-RSA-SHA256\n20260101T000000Z\n20260101/auto/storage/goog4_request\nab").await);
+    assert!(!machine.sign_blob(b"anything else").await);
+    let claims = forged_claims(SystemTime::now());
     let payload = URL_SAFE_NO_PAD.encode(&claims);
     for forgery in [
         format!("{}.{payload}", URL_SAFE_NO_PAD.encode(HEADER)),
@@ -152,17 +194,18 @@ fn a_rule_for_signed_urls_signs_nothing_else() {
         format!("GOOG4-RSA-SHA256\n{}.{payload}", URL_SAFE_NO_PAD.encode(HEADER)),
         format!("GOOG4-RSA-SHA256\nx.{}", STANDARD.encode(&claims)),
     ] {
-        assert!(!machine.sign_blob(forgery.as_bytes()), "{forgery}");
+        assert!(!machine.sign_blob(forgery.as_bytes()).await, "{forgery}");
     }
 }
 
-#[test]
-fn a_rule_for_one_audience_makes_no_jwt_that_is_good_elsewhere() {
+#[tokio::test]
+async fn a_rule_for_one_audience_makes_no_jwt_that_is_good_elsewhere() {
+    let key = Key::new();
     let rule = || Rule { audiences: globs(PUBSUB), ..Rule::default() };
-    let machine = Machine::new(&[Operation::SignJwt, Operation::MintAccessToken], rule());
-    let exp = machine.now.duration_since(UNIX_EPOCH).unwrap().as_secs() + 60;
+    let machine = key.machine(&[Operation::SignJwt, Operation::MintAccessToken], rule());
+    let exp = seconds_from_now(60);
     let allowed = format!(r#"{{"aud":"{PUBSUB}","exp":{exp}}}"#);
-    assert!(machine.sign_blob(machine.sign_jwt(&allowed).unwrap().as_bytes()));
+    assert!(machine.sign_blob(machine.sign_jwt(&allowed).await.unwrap().as_bytes()).await);
     for more in [
         format!(r#""aud":"{PUBSUB}","scope":"{CLOUD}""#),
         format!(r#""aud":["{PUBSUB}","https://other/"]"#),
@@ -174,24 +217,25 @@ fn a_rule_for_one_audience_makes_no_jwt_that_is_good_elsewhere() {
         r#""iat":1"#.to_owned(),
     ] {
         let claims = format!(r#"{{{more},"exp":{exp}}}"#);
-        assert!(machine.sign_jwt(&claims).is_none(), "{claims}");
+        assert!(machine.sign_jwt(&claims).await.is_none(), "{claims}");
         let blob = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(&claims));
-        assert!(!machine.sign_blob(blob.as_bytes()), "{claims}");
+        assert!(!machine.sign_blob(blob.as_bytes()).await, "{claims}");
     }
-    assert!(machine.mint_access_token(&audience(PUBSUB)).is_some());
-    assert!(machine.mint_access_token(&audience("https://other/")).is_none());
-    assert!(machine.mint_access_token(&scope(CLOUD)).is_none());
-    assert!(!Machine::new(&Operation::ALL, rule()).sign_digest(), "a digest could be of anything");
+    assert!(machine.mint_access_token(&audience(PUBSUB)).await.is_some());
+    assert!(machine.mint_access_token(&audience("https://other/")).await.is_none());
+    assert!(machine.mint_access_token(&scope(CLOUD)).await.is_none());
+    assert!(!key.machine(&Operation::ALL, rule()).sign_digest().await, "a digest could be of anything");
 }
 
-#[test]
-fn a_rule_for_short_lifetimes_makes_no_long_ones_through_a_blob() {
+#[tokio::test]
+async fn a_rule_for_short_lifetimes_makes_no_long_ones_through_a_blob() {
+    let key = Key::new();
     let rule = Rule { max_lifetime: Some(Duration::from_secs(60)), ..Rule::default() };
-    let machine = Machine::new(&Operation::ALL, rule);
-    let exp = machine.now.duration_since(UNIX_EPOCH).unwrap().as_secs() + 3600;
+    let machine = key.machine(&Operation::ALL, rule);
+    let exp = seconds_from_now(3600);
     let blob = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#)));
-    assert!(!machine.sign_blob(blob.as_bytes()));
-    assert!(machine.sign_jwt("{}").is_some());
+    assert!(!machine.sign_blob(blob.as_bytes()).await);
+    assert!(machine.sign_jwt("{}").await.is_some());
 }
 
 /// Thousands of mutated signing inputs, all of them signed, and given to libraries that we did not write. Whatever
