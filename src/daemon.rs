@@ -3,6 +3,7 @@
 mod supervisor;
 mod watch;
 
+use std::ffi::OsString;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,13 +38,14 @@ pub fn device_process() -> u8 {
 }
 
 /// Serves until SIGTERM or SIGINT, then lets the requests on their way finish. Devices may be absent: the daemon says
-/// NOT_SERVING until one is there.
+/// NOT_SERVING until one is there. Device processes get `logging` as arguments, so that they log as the daemon does.
 ///
 /// # Errors
 /// What is wrong, and what to do about it.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("can't find this program again")?;
-    let launcher = Launcher { program, arguments: vec![DEVICE_PROCESS.into()] };
+    let arguments = logging.into_iter().chain([DEVICE_PROCESS.into()]).collect();
+    let launcher = Launcher { program, arguments };
     let socket = supervisor::socket()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let served = runtime.block_on(serve(config, launcher, socket));

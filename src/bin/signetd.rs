@@ -1,16 +1,15 @@
 //! The Signet daemon: arguments -> configuration -> [`signet::daemon`] -> exit code.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
-use nix::sys::prctl::set_dumpable;
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use signet::config::Config;
-use signet::daemon;
+use signet::{daemon, device};
 use tracing_subscriber::EnvFilter;
 
 /// Signs for local applications with keys that never leave their TPM or PKCS#11 token.
@@ -65,27 +64,30 @@ fn main() -> ExitCode {
 
 #[allow(clippy::print_stdout, reason = "--check answers on standard output")]
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    guard_memory().context("can't keep secrets out of core files")?;
+    device::guard_memory().context("can't keep secrets out of core files")?;
+    // No file of ours is for others to read.
+    umask(Mode::from_bits_truncate(0o077));
+    log_to_stderr(arguments)?;
     if let Some(Command::DeviceProcess) = arguments.command {
         return Ok(ExitCode::from(daemon::device_process()));
     }
-    log_to_stderr(arguments)?;
     let config = Config::load(&arguments.config)?;
     if arguments.check {
         daemon::check(&config)?;
         println!("{}: sound", config.path.display());
         return Ok(ExitCode::SUCCESS);
     }
-    daemon::run(config)?;
+    daemon::run(config, logging(arguments))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// No core file, no debugger of this user's, and no file that others can read.
-fn guard_memory() -> nix::Result<()> {
-    set_dumpable(false)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    umask(Mode::from_bits_truncate(0o077));
-    Ok(())
+/// The arguments by which a device process logs as the daemon does.
+fn logging(arguments: &Arguments) -> Vec<OsString> {
+    let format = match arguments.log_format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    vec![format!("--log={}", arguments.log).into(), format!("--log-format={format}").into()]
 }
 
 fn log_to_stderr(arguments: &Arguments) -> anyhow::Result<()> {

@@ -42,10 +42,26 @@ pub fn main() -> ExitCode {
         ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
         ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
     }
+    if let Err(error) = crate::device::guard_memory() {
+        return Failure::new(format!("can't keep secrets out of core files: {error}")).report();
+    }
+    log_to_stderr(cli.global.quiet);
     match run(cli.command, &cli.global) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// What devices warn of: it is not part of any error, and a person must know of it all the same.
+fn log_to_stderr(quiet: bool) {
+    let filter = tracing_subscriber::EnvFilter::new(if quiet { "signet=error" } else { "signet=warn" });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .init();
 }
 
 fn run(command: Command, global: &Global) -> Result<(), Failure> {

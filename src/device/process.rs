@@ -59,6 +59,7 @@ fn serve(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> io::Res
             return Ok(());
         }
     };
+    tracing::debug!(device = %config.name, workers = devices.len(), "opened by its process");
     shared.send(&Report::Opened { workers: u32::try_from(devices.len()).unwrap_or(u32::MAX) });
     let mut devices = devices.into_iter();
     let own = devices.next();

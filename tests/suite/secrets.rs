@@ -100,7 +100,8 @@ async fn no_pin_claim_or_result_shows_in_logs_audit_or_processes() {
     // The search does find what is there, and the log did say something.
     assert_eq!(leaks("pin", pin.as_bytes(), &[pin.trim()]).len(), 1);
     assert!(!leaks("jwt", jwt.as_bytes(), &[CLAIM]).is_empty());
-    assert!(fs::read_to_string(daemon.log_file()).unwrap().contains("TRACE"));
+    let log = fs::read_to_string(daemon.log_file()).unwrap();
+    assert!(log.contains("TRACE") && log.contains("opened by its process"), "the device process logs too");
 }
 
 #[tokio::test]

@@ -205,6 +205,18 @@ fn a_device_that_signs_wrongly_gets_no_key_recorded() {
     assert_eq!(desk.keys("hsm"), (vec![], 0));
 }
 
+#[test]
+fn a_key_that_cannot_be_removed_again_is_told_of() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let desk = shimmed(&token, &shim);
+    shim.tell("stuck");
+    let stderr = desk.refused(&["key", "generate", "--device", "hsm"], 4, "C_GetAttributeValue");
+    assert_eq!(stderr.matches("an object of an unfinished key stays in the token").count(), 2, "{stderr}");
+    shim.tell("");
+    assert_eq!(desk.keys("hsm"), (vec![], 1));
+}
+
 /// Starts a command whose device waits in the middle of it, and interrupts it there; `then` is called once it has said so.
 fn interrupted(desk: &Desk, shim: &Shim<'_>, arguments: &[&str], then: impl FnOnce(Pid)) -> (Option<i32>, String) {
     shim.tell("wait");

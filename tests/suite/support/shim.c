@@ -6,6 +6,7 @@
  *   login CODE | login crash           C_Login answers CODE for every error, or crashes after the token has answered
  *   silent CODE                        the same, and C_GetTokenInfo never shows what a wrong PIN has spent
  *   context CODE                       C_Login for one use of a key answers CODE
+ *   stuck                              a new key can't be read back (C_GetAttributeValue), nor removed (C_DestroyObject)
  *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
  *   flip                               C_Sign flips a bit of the signature
  *   hang | crash                       C_Sign does
@@ -22,7 +23,8 @@
 typedef unsigned long ulong_t;
 /* CK_FUNCTION_LIST: a version and 68 functions (PKCS#11 2.40, pkcs11f.h); by number, those that are replaced. */
 struct list { unsigned char major, minor; void *function[68]; };
-enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18, SIGN = 43 };
+enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18,
+       DESTROY_OBJECT = 22, GET_ATTRIBUTE_VALUE = 24, SIGN = 43 };
 /* CK_TOKEN_INFO as far as it is changed. */
 struct token_info { char names[32 + 32 + 16 + 16]; ulong_t flags, max_sessions; };
 
@@ -81,6 +83,17 @@ static ulong_t login(ulong_t session, ulong_t user, char *pin, ulong_t length) {
     return rv;
 }
 
+static ulong_t destroy_object(ulong_t session, ulong_t object) {
+    if (told("stuck", NULL)) return 0x30; /* CKR_DEVICE_ERROR */
+    return ((ulong_t (*)(ulong_t, ulong_t))real.function[DESTROY_OBJECT])(session, object);
+}
+
+static ulong_t get_attribute_value(ulong_t session, ulong_t object, void *attributes, ulong_t count) {
+    if (told("stuck", NULL)) return 0x30; /* CKR_DEVICE_ERROR */
+    return ((ulong_t (*)(ulong_t, ulong_t, void *, ulong_t))real.function[GET_ATTRIBUTE_VALUE])(
+        session, object, attributes, count);
+}
+
 static ulong_t sign(ulong_t session, char *data, ulong_t length, char *signature, ulong_t *signature_length) {
     ulong_t code;
     while (told("hang", NULL)) pause();
@@ -111,6 +124,8 @@ ulong_t C_GetFunctionList(struct list **list) {
         shim.function[OPEN_SESSION] = open_session;
         shim.function[CLOSE_SESSION] = close_session;
         shim.function[LOGIN] = login;
+        shim.function[DESTROY_OBJECT] = destroy_object;
+        shim.function[GET_ATTRIBUTE_VALUE] = get_attribute_value;
         shim.function[SIGN] = sign;
     }
     *list = &shim;
