@@ -271,11 +271,16 @@ pub fn provision(config: &DeviceConfig, persistent: Option<bool>) -> Result<Box<
     }
 }
 
-/// Takes a TSS2 PRIVATE KEY file that another tool made for this TPM. Opens the TPM itself: not while it is open here.
+/// Takes a TSS2 PRIVATE KEY file that another tool made for this TPM, and returns the TPM with it. Opens the TPM itself:
+/// not while it is open here.
 ///
 /// # Errors
 /// [`DeviceError`], classified. `Unsupported` where the device is no TPM.
-pub fn adopt(config: &DeviceConfig, persistent: Option<bool>, pem: &str) -> Result<CreatedKey, DeviceError> {
+pub fn adopt(
+    config: &DeviceConfig,
+    persistent: Option<bool>,
+    pem: &str,
+) -> Result<(Box<dyn Provision>, CreatedKey), DeviceError> {
     let _ = (persistent, pem);
     match &config.kind {
         #[cfg(feature = "tpm")]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use signet::key::Algorithm;
 use signet::keyring::{KeyState, Keyring};
 
 use super::support::daemon::{ACCOUNT, TestDaemon};
@@ -268,6 +269,20 @@ fn a_second_ctrl_c_leaves_at_once_and_says_where_the_key_may_be() {
     assert!(said.contains(&format!("hsm under the label {ACCOUNT}")), "{said}");
     shim.tell("");
     assert_eq!(desk.keys("hsm"), (vec![], 1), "it is where it was said to be");
+}
+
+#[test]
+fn an_ec_key_file_of_a_tpm_needs_no_algorithm() {
+    let Some(tpm) = SwTpm::start() else { return };
+    let desk = Desk::swtpm(&tpm);
+    let kid = desk.done(&["key", "generate", "--device", "tpm", "--algorithm", "ES256"]);
+    let file = desk.path("key.tss2.pem");
+    fs::copy(desk.state().join(format!("keys/{kid}.tss2.pem")), &file).unwrap();
+    desk.done(&["key", "delete", &kid, "--yes", "--force"]);
+    let import = ["key", "import", "--device", "tpm", file.to_str().unwrap()];
+    desk.refused(&[&import[..], &["--algorithm", "PS256"]].concat(), 2, "can't sign PS256");
+    assert_eq!(desk.done(&import), kid);
+    assert_eq!(Keyring::load(&desk.state()).unwrap().keys[0].algorithm, Algorithm::Es256);
 }
 
 #[test]

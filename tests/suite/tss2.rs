@@ -108,7 +108,7 @@ fn what_can_not_sign_for_us_is_refused() {
     let Some(swtpm) = SwTpm::start() else { return };
     let bench = Bench::new(&swtpm, Some("secret"));
     let refused = |file: &str, why: &str| {
-        let error = tpm::adopt(&bench.settings.device, &bench.settings.tpm, false, file).unwrap_err();
+        let error = bench.refuses(file);
         assert!(matches!(&error, DeviceError::Unsupported(text) if text.contains(why)), "{why}: {error}");
         assert!(!bench.settings.device.latch_file.exists(), "{why}: the latch closed");
     };
@@ -125,7 +125,7 @@ fn a_file_of_another_tpm_is_refused_by_its_name() {
     let (Some(here), Some(there)) = (SwTpm::start(), SwTpm::start()) else { return };
     let file = Bench::new(&there, None).generate(Algorithm::Rs256).tss2.unwrap();
     let bench = Bench::new(&here, None);
-    let error = tpm::adopt(&bench.settings.device, &bench.settings.tpm, false, &file).unwrap_err();
+    let error = bench.refuses(&file);
     assert!(matches!(&error, DeviceError::Permanent(text) if text.contains("sealed to another TPM")), "{error}");
 }
 
@@ -143,7 +143,7 @@ fn a_file_under_another_parent_says_so() {
     tool(&swtpm, "tpm2_flushcontext", &["-Q", "-t"]);
     tool(&swtpm, "tpm2_encodeobject", &[&halves[..], &["-o", &file]].concat());
     let file = fs::read_to_string(&file).unwrap();
-    let error = tpm::adopt(&bench.settings.device, &bench.settings.tpm, false, &file).unwrap_err();
+    let error = bench.refuses(&file);
     assert!(matches!(&error, DeviceError::Permanent(text) if text.contains(parent)), "{error}");
 }
 
@@ -188,10 +188,15 @@ impl<'a> Bench<'a> {
         fs::read_to_string(&file).unwrap()
     }
 
+    fn refuses(&self, file: &str) -> DeviceError {
+        tpm::adopt(&self.settings.device, &self.settings.tpm, false, file).map(|(_tpm, key)| key).unwrap_err()
+    }
+
     /// Takes a foreign key and signs with what is kept of it, on a device opened anew.
     fn adopts(&self, file: &str, algorithm: Algorithm, persistent: bool) {
         let TpmSettings { device, tpm, .. } = &self.settings;
-        let key = tpm::adopt(device, tpm, persistent, file).unwrap();
+        let (opened, key) = tpm::adopt(device, tpm, persistent, file).unwrap();
+        drop(opened);
         assert_eq!(matches!(key.locator, KeyLocator::Handle(_)), persistent);
         for locator in [key.locator, KeyLocator::Tss2(key.tss2.unwrap())] {
             let mut opened = tpm::open(device, tpm).unwrap().remove(0);

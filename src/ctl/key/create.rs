@@ -81,15 +81,14 @@ pub(super) fn generate(options: GenerateOptions, global: &Global, config: &Confi
         config,
         device: device::prepare(global, config, &options.device)?,
         account,
-        algorithm: options.algorithm,
+        algorithm: Some(options.algorithm),
         kid: options.common.kid,
         certificate: options.common.certificate,
         uploaded: false,
     };
     let interrupts = Interrupts::hold()?;
     let mut device = device::open(global, config, &options.device, options.common.persistent)?;
-    enrolment.run(&interrupts, |place| {
-        interrupts.begin(place);
+    enrolment.run(&interrupts, || {
         let _progress = global.progress("Generating the key in the device; some take a minute");
         device.generate(&new).map(|created| (device, created))
     })
@@ -106,32 +105,23 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
     }
     let account = account(config, options.account.or(imported.account))?;
     let persistent = options.common.persistent;
-    let enrolment = |key_type: Option<KeyType>| {
-        let default = key_type.unwrap_or(KeyType::Rsa).default_algorithm();
-        let algorithm = options.algorithm.unwrap_or(default);
-        if key_type.is_some_and(|key_type| key_type != algorithm.key_type()) {
-            return Err(Failure::usage(format!("the key in {} can't sign {algorithm}", options.file.display()))
-                .hint(format!("--algorithm {default}")));
-        }
-        Ok(Enrolment {
-            global,
-            config,
-            device: device_config,
-            account: account.clone(),
-            algorithm,
-            uploaded: imported.kid.is_some(),
-            kid: options.common.kid.or(imported.kid),
-            certificate: options.common.certificate,
-        })
+    let enrolment = Enrolment {
+        global,
+        config,
+        device: device_config,
+        account: account.clone(),
+        algorithm: options.algorithm,
+        uploaded: imported.kid.is_some(),
+        kid: options.common.kid.or(imported.kid),
+        certificate: options.common.certificate,
     };
     let interrupts = Interrupts::hold()?;
     match imported.material {
         Material::Private(key) => {
             let expected = import::public_key(&key)?;
-            let enrolment = enrolment(Some(expected.key_type()))?;
+            enrolment.algorithm(expected.key_type())?;
             let mut device = device::open(global, config, &options.device, persistent)?;
-            enrolment.run(&interrupts, |place| {
-                interrupts.begin(place);
+            enrolment.run(&interrupts, || {
                 let _progress = global.progress("Importing the key into the device");
                 let created = device.import(&key, account.as_str())?;
                 if created.public_key == expected {
@@ -142,11 +132,9 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
                 Err(DeviceError::Integrity(format!("the key in it is not the one of the file; {left}")))
             })
         }
-        Material::Tss2(pem) => enrolment(None)?.run(&interrupts, |place| {
-            interrupts.begin(place);
+        Material::Tss2(pem) => enrolment.run(&interrupts, || {
             let _progress = global.progress("Loading the key into the TPM");
-            let created = crate::device::adopt(device_config, persistent, &pem)?;
-            Ok((crate::device::provision(device_config, persistent)?, created))
+            crate::device::adopt(device_config, persistent, &pem)
         }),
     }
 }
@@ -157,7 +145,8 @@ struct Enrolment<'a> {
     config: &'a Config,
     device: &'a DeviceConfig,
     account: AccountEmail,
-    algorithm: Algorithm,
+    /// The one asked for; absent: the usual one of the key's type.
+    algorithm: Option<Algorithm>,
     kid: Option<KeyId>,
     certificate: CertificateProfile,
     /// Whether Google knows the key already.
@@ -169,19 +158,28 @@ impl Enrolment<'_> {
     fn run(
         &self,
         interrupts: &Interrupts,
-        create: impl FnOnce(String) -> Result<(Box<dyn Provision>, CreatedKey), DeviceError>,
+        create: impl FnOnce() -> Result<(Box<dyn Provision>, CreatedKey), DeviceError>,
     ) -> Result<(), Failure> {
         let _lock = lock(self.global, self.config)?;
         let mut keyring = Keyring::load(&self.config.state_dir)?;
         if let Some(kid) = &self.kid {
             ensure_new(&keyring, kid)?;
         }
-        let place = format!("{} under the label {}", self.device.name, self.account);
-        let (mut device, created) = create(place).map_err(|error| explained(error, &self.device.name))?;
+        interrupts.begin(format!("{} under the label {}", self.device.name, self.account));
+        let (mut device, created) = create().map_err(|error| explained(error, &self.device.name))?;
         let recorded = self.record(interrupts, device.as_mut(), &created, &mut keyring);
         let record = recorded.map_err(|failure| self.undo(failure, device.as_mut(), &created))?;
         interrupts.end();
         self.tell(&record)
+    }
+
+    /// What a key of this type is to sign with.
+    fn algorithm(&self, key_type: KeyType) -> Result<Algorithm, Failure> {
+        let default = key_type.default_algorithm();
+        match self.algorithm.unwrap_or(default) {
+            algorithm if algorithm.key_type() == key_type => Ok(algorithm),
+            other => Err(Failure::usage(format!("the key can't sign {other}")).hint(format!("--algorithm {default}"))),
+        }
     }
 
     fn record(
@@ -198,7 +196,7 @@ impl Enrolment<'_> {
         let record = KeyRecord {
             kid: self.kid.clone().unwrap_or_else(|| created.public_key.thumbprint()),
             account: self.account.clone(),
-            algorithm: self.algorithm,
+            algorithm: self.algorithm(created.public_key.key_type())?,
             device: self.device.name.clone(),
             locator: created.locator.clone(),
             public_key: created.public_key.clone(),

@@ -30,11 +30,16 @@ pub fn provision(config: &DeviceConfig, tpm: &TpmConfig, persistent: bool) -> Re
 }
 
 /// Takes a key that another tool made under this TPM's parent, as a TSS2 PRIVATE KEY file, after it has signed once. Where
-/// it has no auth value, what is kept of it gets that of the pin_file.
+/// it has no auth value, what is kept of it gets that of the pin_file. Returns the TPM as well, to undo it.
 ///
 /// # Errors
 /// [`DeviceError`]; `Permanent` where it does not load here, `Unsupported` where it is of another kind.
-pub fn adopt(config: &DeviceConfig, tpm: &TpmConfig, persistent: bool, pem: &str) -> Result<CreatedKey, DeviceError> {
+pub fn adopt(
+    config: &DeviceConfig,
+    tpm: &TpmConfig,
+    persistent: bool,
+    pem: &str,
+) -> Result<(Box<dyn Provision>, CreatedKey), DeviceError> {
     let mut provision = TpmProvision::open(config, tpm, persistent)?;
     let key = Tss2Key::from_pem(pem).map_err(|invalid| DeviceError::Unsupported(invalid.to_string()))?;
     let named = key.parent;
@@ -44,7 +49,8 @@ pub fn adopt(config: &DeviceConfig, tpm: &TpmConfig, persistent: bool, pem: &str
         )),
         other => other,
     })?;
-    provision.keep(private, public)
+    let created = provision.keep(private, public)?;
+    Ok((Box::new(provision), created))
 }
 
 /// The TPM with what provisioning needs besides.
