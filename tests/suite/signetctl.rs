@@ -1,15 +1,16 @@
 //! The commands of `signetctl`: usage as data in `tests/cmd`, set-up, the life of keys, and what goes wrong on the way.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use signet::key::Algorithm;
-use signet::keyring::{KeyState, Keyring};
+use signet::key::{Algorithm, KeyLocator, PublicKey};
+use signet::keyring::{KeyRecord, KeyState, Keyring};
 
 use super::support::daemon::{ACCOUNT, TestDaemon};
 use super::support::desk::{Desk, failed, openssl};
@@ -283,6 +284,70 @@ fn an_ec_key_file_of_a_tpm_needs_no_algorithm() {
     desk.refused(&[&import[..], &["--algorithm", "PS256"]].concat(), 2, "can't sign PS256");
     assert_eq!(desk.done(&import), kid);
     assert_eq!(Keyring::load(&desk.state()).unwrap().keys[0].algorithm, Algorithm::Es256);
+}
+
+/// Starts commands that all wait for a lock which this test holds; `meanwhile` is done before it is released.
+fn at_once(desk: &Desk, commands: &[&[&str]], meanwhile: impl FnOnce()) -> Vec<Output> {
+    let lock = File::options().create(true).append(true).open(desk.state().join(".lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let start = |arguments: &&[&str]| {
+        let mut child = desk.signetctl(*arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        stderr.read_line(&mut said).unwrap();
+        assert!(said.contains("Waiting for another signetctl"), "{said}");
+        child.stderr = Some(stderr.into_inner());
+        child
+    };
+    let children: Vec<_> = commands.iter().map(start).collect();
+    meanwhile();
+    drop(lock);
+    children.into_iter().map(|child| child.wait_with_output().unwrap()).collect()
+}
+
+fn active(kid: &str, handle: u32) -> KeyRecord {
+    let public_key = PublicKey::from_spki(&openssl_spki()).unwrap();
+    KeyRecord {
+        kid: kid.parse().unwrap(),
+        account: ACCOUNT.parse().unwrap(),
+        algorithm: Algorithm::Es256,
+        device: "tpm".parse().unwrap(),
+        locator: KeyLocator::Handle(handle),
+        public_key,
+        state: KeyState::Active,
+        created: 1,
+        activated: Some(1),
+        retired: None,
+    }
+}
+
+fn openssl_spki() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.pem");
+    fs::write(&path, openssl(["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]))
+        .unwrap();
+    openssl(["pkey", "-pubout", "-outform", "DER", "-in", path.to_str().unwrap()])
+}
+
+#[test]
+fn two_retirements_at_once_leave_an_active_key() {
+    let desk = Desk::bare();
+    Keyring { keys: vec![active("a", 0x8100_0001), active("b", 0x8100_0002)] }.save(&desk.state()).unwrap();
+    let ended = at_once(&desk, &[&["key", "retire", "a"], &["key", "retire", "b"]], || ());
+    assert_eq!(ended.iter().filter(|output| output.status.success()).count(), 1, "{ended:?}");
+    let states: Vec<_> = Keyring::load(&desk.state()).unwrap().keys.iter().map(|key| key.state).collect();
+    assert!(states.contains(&KeyState::Active) && states.contains(&KeyState::Retired), "{states:?}");
+}
+
+#[test]
+fn a_key_that_became_another_one_meanwhile_is_not_deleted() {
+    let desk = Desk::bare();
+    Keyring { keys: vec![active("a", 0x8100_0001)] }.save(&desk.state()).unwrap();
+    let another = Keyring { keys: vec![active("a", 0x8100_0002)] };
+    let delete = ["key", "delete", "a", "--forget", "--yes", "--force"];
+    let ended = at_once(&desk, &[&delete], || another.save(&desk.state()).unwrap());
+    assert!(String::from_utf8_lossy(&ended[0].stderr).contains("another key meanwhile"), "{ended:?}");
+    assert_eq!(Keyring::load(&desk.state()).unwrap(), another);
 }
 
 #[test]

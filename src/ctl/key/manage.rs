@@ -136,10 +136,10 @@ pub(super) fn show(options: &Kid, global: &Global, config: &Config) -> Result<()
 }
 
 pub(super) fn certificate(options: CertificateOptions, global: &Global, config: &Config) -> Result<(), Failure> {
+    let _lock = lock(global, config)?;
     let mut keyring = Keyring::load(&config.state_dir)?;
     let key = find(&mut keyring, &options.kid)?;
     let mut opened = device::open(global, config, &key.device, None)?;
-    let _lock = lock(global, config)?;
     let pem = {
         let _progress = global.progress("Signing the certificate in the device");
         issue(opened.as_mut(), &key.locator, &key.public_key, key.algorithm, &options.profile)?
@@ -183,7 +183,11 @@ pub(super) fn rename(options: &RenameOptions, global: &Global, config: &Config) 
 }
 
 pub(super) fn activate(options: &Kid, global: &Global, config: &Config) -> Result<(), Failure> {
-    change(&options.kid, global, config, |key, newest| {
+    change(&options.kid, global, config, |keyring| {
+        let account = find(keyring, &options.kid)?.account.clone();
+        let others = keyring.keys.iter().filter(|key| key.account == account && key.kid != options.kid);
+        let newest = others.filter_map(|key| key.activated).max().unwrap_or(0);
+        let key = find(keyring, &options.kid)?;
         key.state = KeyState::Active;
         // Two keys activated within one second still have an order.
         key.activated = Some(now().max(newest + 1));
@@ -193,30 +197,26 @@ pub(super) fn activate(options: &Kid, global: &Global, config: &Config) -> Resul
 }
 
 pub(super) fn retire(options: &RetireOptions, global: &Global, config: &Config) -> Result<(), Failure> {
-    let keyring = Keyring::load(&config.state_dir)?;
-    guard_last(&keyring, &options.kid, options.force)?;
-    change(&options.kid, global, config, |key, _newest| {
+    change(&options.kid, global, config, |keyring| {
+        guard_last(keyring, &options.kid, options.force)?;
+        let key = find(keyring, &options.kid)?;
         key.state = KeyState::Retired;
         key.retired = Some(now());
         Ok("retired: it signs no more, and stays published for what it signed")
     })
 }
 
-/// Changes a key's record. The change is told when the newest of the account's keys was activated.
+/// Changes a key's record, under the lock: nobody else changes the keyring between what `change` sees and what it does.
 fn change(
     kid: &KeyId,
     global: &Global,
     config: &Config,
-    change: impl FnOnce(&mut KeyRecord, u64) -> Result<&'static str, Failure>,
+    change: impl FnOnce(&mut Keyring) -> Result<&'static str, Failure>,
 ) -> Result<(), Failure> {
     let _lock = lock(global, config)?;
     let mut keyring = Keyring::load(&config.state_dir)?;
-    let account = find(&mut keyring, kid)?.account.clone();
-    let others = keyring.keys.iter().filter(|key| key.account == account && key.kid != *kid);
-    let newest = others.filter_map(|key| key.activated).max().unwrap_or(0);
-    let key = find(&mut keyring, kid)?;
-    let told = change(key, newest)?;
-    let json = json(config, key);
+    let told = change(&mut keyring)?;
+    let json = json(config, find(&mut keyring, kid)?);
     keyring.save(&config.state_dir)?;
     global.show(&json, format!("{kid}: {told}"))
 }
@@ -226,7 +226,11 @@ pub(super) fn delete(options: &DeleteOptions, global: &Global, config: &Config) 
     let key = find(&mut keyring, &options.kid)?.clone();
     guard_last(&keyring, &options.kid, options.force)?;
     let what = if options.forget { "Forget" } else { "Destroy" };
-    let question = format!("{what} the key {} of {} in {} for ever?", key.kid, key.account, key.device);
+    let copies = match key.locator {
+        KeyLocator::Pkcs11(_) => "",
+        KeyLocator::Tss2(_) | KeyLocator::Handle(_) => " Other copies of its TSS2 file would still sign in this TPM.",
+    };
+    let question = format!("{what} the key {} of {} in {} for ever?{copies}", key.kid, key.account, key.device);
     let opened = if options.forget {
         confirm(options, &question)?;
         None
@@ -238,6 +242,11 @@ pub(super) fn delete(options: &DeleteOptions, global: &Global, config: &Config) 
     let _lock = lock(global, config)?;
     // Read again under the lock: another signetctl may have changed it meanwhile.
     let mut keyring = Keyring::load(&config.state_dir)?;
+    let now = find(&mut keyring, &options.kid)?;
+    if (&now.device, &now.locator) != (&key.device, &key.locator) {
+        return Err(Failure::new(format!("{} has become another key meanwhile; nothing was deleted", key.kid))
+            .hint(format!("signetctl key show {}", key.kid)));
+    }
     guard_last(&keyring, &options.kid, options.force)?;
     // The record goes last: until then, the command can be repeated.
     if let Some(mut opened) = opened {
