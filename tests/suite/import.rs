@@ -303,9 +303,13 @@ fn a_key_that_is_there_already_leaves_no_second_copy() {
 
 /// `scripts/import-key` at this desk.
 fn import_key(desk: &Desk, arguments: &[&str]) -> std::process::Output {
+    import_key_by(Path::new(env!("CARGO_BIN_EXE_signetctl")), desk, arguments)
+}
+
+fn import_key_by(signetctl: &Path, desk: &Desk, arguments: &[&str]) -> std::process::Output {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/import-key"));
     command.args(["--config", desk.path("signet.toml").to_str().unwrap()]).args(arguments);
-    command.env("SIGNETCTL", env!("CARGO_BIN_EXE_signetctl")).stdin(std::process::Stdio::null()).output().unwrap()
+    command.env("SIGNETCTL", signetctl).stdin(std::process::Stdio::null()).output().unwrap()
 }
 
 #[test]
@@ -327,6 +331,25 @@ fn the_script_proves_the_import_and_shreds_only_when_told() {
 }
 
 #[test]
+fn the_script_shreds_no_file_that_took_the_keys_place() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let (path, precious) = (desk.write("key.pem", &rsa()), desk.write("precious", b"precious"));
+    let swap = format!(
+        "#!/bin/sh\ncase \"$*\" in *\"key show\"*) mv {0:?} {0:?}.moved; cp {precious:?} {0:?} ;; esac\nexec {1} \"$@\"\n",
+        path,
+        env!("CARGO_BIN_EXE_signetctl")
+    );
+    let swap = desk.write("swap", swap.as_bytes());
+    fs::set_permissions(&swap, fs::Permissions::from_mode(0o700)).unwrap();
+    let output = import_key_by(&swap, &desk, &["--shred", "hsm", path.to_str().unwrap()]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{stderr}");
+    assert!(stderr.contains("another file stands in the place"), "{stderr}");
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
 fn the_script_guards_the_file_and_never_shreds_after_a_failure() {
     let Some(token) = SoftHsm::new() else { return };
     let desk = Desk::softhsm(&token);
@@ -336,7 +359,12 @@ fn the_script_guards_the_file_and_never_shreds_after_a_failure() {
     let weak_key = desk.write("weak.pem", &weak("roca"));
     let open = desk.write("open.pem", &rsa());
     fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    let folder = desk.path("open");
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    let exposed = desk.write("open/key.pem", &rsa());
     for (file, words) in [
+        (exposed.to_str().unwrap(), "others may write the folder"),
         (link.to_str().unwrap(), "symbolic link"),
         (open.to_str().unwrap(), "others may read or write"),
         (weak_key.to_str().unwrap(), "ROCA"),
@@ -346,6 +374,6 @@ fn the_script_guards_the_file_and_never_shreds_after_a_failure() {
         let output = import_key(&desk, &["--shred", "hsm", file]);
         assert!(failed(&output, 2).contains(words), "{file}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    assert!(link.exists() && open.exists() && weak_key.exists());
+    assert!(exposed.exists() && link.exists() && open.exists() && weak_key.exists());
     assert_eq!(desk.keys("hsm"), (vec![], 0));
 }
