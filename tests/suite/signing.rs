@@ -248,6 +248,27 @@ async fn a_deadline_is_kept_and_called_one() {
     assert_eq!(daemon.audit().last().unwrap()["outcome"], "DEADLINE_EXCEEDED");
 }
 
+/// What is sent is held until it is answered: a user may not fill the daemon's memory while a device is slow.
+#[tokio::test]
+async fn a_user_who_sends_more_than_fits_is_told_to_retry() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let stalled = Stalled::new(device[0]);
+    let message = vec![7; 1 << 20];
+    let mut calls = tokio::task::JoinSet::new();
+    let clients = [daemon.client(), daemon.client()];
+    for number in 0..70 {
+        let (mut client, request) = (clients[number % 2].clone(), payload(&message));
+        calls.spawn(async move { client.sign_blob(request).await.map(drop) });
+    }
+    let first = calls.join_next().await.unwrap().unwrap().unwrap_err();
+    assert_eq!(first.code(), Code::ResourceExhausted, "{first}");
+    assert!(first.get_error_details().retry_info().unwrap().retry_delay.is_some());
+    drop(stalled);
+    calls.join_all().await;
+    daemon.client().sign_blob(payload(&message)).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };

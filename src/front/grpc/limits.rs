@@ -15,14 +15,15 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use super::status;
+use super::upload::Uploads;
+use crate::access::Caller;
 use crate::signer::SignError;
 
 /// When the caller of a request no longer waits: as its grpc-timeout says, or after 30 s.
 ///
 /// tonic answers CANCELLED when the time is up, so what is said here comes a little earlier.
 pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
-    let asked = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout);
-    let limit = asked.unwrap_or(DEFAULT_TIMEOUT).min(LONGEST_TIMEOUT);
+    let limit = limit(metadata.as_ref());
     Instant::now() + limit.saturating_sub(MARGIN.min(limit / 10))
 }
 
@@ -53,6 +54,11 @@ pub(super) fn payload(payload: &[u8]) -> Result<(), SignError> {
     Ok(())
 }
 
+fn limit(headers: &http::HeaderMap) -> Duration {
+    let asked = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout);
+    asked.unwrap_or(DEFAULT_TIMEOUT).min(LONGEST_TIMEOUT)
+}
+
 /// Parses a grpc-timeout: up to 8 digits and a unit (gRPC over HTTP/2, "Timeout").
 fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -68,9 +74,10 @@ fn timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// A service whose over-large messages are answered with INVALID_ARGUMENT, where tonic says OUT_OF_RANGE.
+/// A service that takes so much of each user's at once, and each request's in its time. Over-large messages are answered
+/// with INVALID_ARGUMENT, where tonic says OUT_OF_RANGE.
 #[derive(Clone)]
-pub(super) struct Limited<S>(pub(super) S);
+pub(super) struct Limited<S>(pub(super) S, pub(super) Uploads);
 
 impl<S: NamedService> NamedService for Limited<S> {
     const NAME: &'static str = S::NAME;
@@ -90,8 +97,13 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let answer = self.0.call(request);
+        let (head, body) = request.into_parts();
+        // The connection always says whose it is; what would not, shares one allowance.
+        let uid = head.extensions.get::<Caller>().map_or(u32::MAX, |caller| caller.uid);
+        let (body, share) = self.1.count(uid, body, Instant::now() + limit(&head.headers));
+        let answer = self.0.call(http::Request::from_parts(head, body));
         Box::pin(async move {
+            let _until_answered = share;
             let response = answer.await?;
             let status = Status::from_header_map(response.headers());
             if status.is_none_or(|status| status.code() != Code::OutOfRange) {

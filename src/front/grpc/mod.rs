@@ -6,6 +6,7 @@ mod limits;
 mod rpc;
 mod signer;
 mod status;
+mod upload;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,6 +24,7 @@ use crate::signer::Signer;
 use authority::Mended;
 use limits::Limited;
 pub use status::Health;
+use upload::Uploads;
 
 /// Serves until `stop` is done; then the socket is gone, and the requests on their way finish.
 ///
@@ -40,15 +42,16 @@ pub async fn serve(
         .max_decoding_message_size(limits::LARGEST_MESSAGE);
     let service = signer::Service { signer: Arc::clone(&signer), cache_time };
     let service = proto::signer_server::SignerServer::new(service).max_decoding_message_size(limits::LARGEST_MESSAGE);
+    let uploads = Uploads::default();
     let (accepted, connections) = mpsc::channel(1);
     let server = Server::builder()
         .max_concurrent_streams(limits::STREAMS)
         .http2_max_header_list_size(limits::HEADERS)
-        .add_service(Limited(service))
-        .add_service(Limited(iam))
-        .add_service(health.service())
-        .add_service(status::reflection().build_v1()?)
-        .add_service(status::reflection().build_v1alpha()?)
+        .add_service(Limited(service, uploads.clone()))
+        .add_service(Limited(iam, uploads.clone()))
+        .add_service(Limited(health.service(), uploads.clone()))
+        .add_service(Limited(status::reflection().build_v1()?, uploads.clone()))
+        .add_service(Limited(status::reflection().build_v1alpha()?, uploads))
         // It drains when there are no more connections to come.
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), std::future::pending());
     let (served, ()) = tokio::join!(server, accept(listener, signer, accepted, stop));
