@@ -94,6 +94,10 @@ impl Keyring {
             if file.keys.iter().take(index).any(|earlier| earlier.kid == key.kid) {
                 return Err(format!("the key id {} stands in it twice", key.kid));
             }
+            let times = [Some(key.created), key.activated, key.retired];
+            if times.into_iter().flatten().any(|time| time > LAST_SECOND) {
+                return Err(format!("the key {} has a time after the year 9999", key.kid));
+            }
             if key.algorithm.key_type() != key.public_key.key_type() {
                 return Err(format!("the key {} can't sign {}", key.kid, key.algorithm));
             }
@@ -183,3 +187,5 @@ mod spki_base64 {
 }
 
 const VERSION: u32 = 1;
+/// The last of the year 9999: later ones have no date.
+const LAST_SECOND: u64 = 253_402_300_799;

@@ -12,6 +12,7 @@ use crate::access::AccountEmail;
 use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health, SignRequest};
 use crate::file::StateDir;
+use crate::jwt::certificate;
 use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey, Signature};
 use crate::keyring::{self, KeyRecord, KeyState, KeyringError};
 
@@ -78,10 +79,7 @@ impl Keyring {
 impl Key {
     fn of(record: KeyRecord, state_dir: &StateDir, devices: &Devices) -> Self {
         let KeyRecord { kid, account, algorithm, device, locator, public_key, state, retired, .. } = record;
-        let path = state_dir.certificate(&kid);
-        let certificate = fs::read_to_string(&path)
-            .inspect_err(|error| tracing::warn!(%kid, path = %path.display(), %error, "the key has no certificate: it is published in the JWKS only (signetctl key certificate makes one)"))
-            .ok();
+        let certificate = certificate_of(&kid, &public_key, state_dir);
         let handle = devices.get(&device).cloned();
         if handle.is_none() && state == KeyState::Active {
             tracing::warn!(%kid, %device, "the key's device is not in the configuration: it can't sign");
@@ -216,6 +214,21 @@ impl Key {
     fn no_device(&self) -> DeviceError {
         DeviceError::Misconfigured(format!("the key's device {} is not in signetd's configuration", self.device))
     }
+}
+
+/// A key's certificate, where there is one and it is of this key.
+fn certificate_of(kid: &KeyId, public_key: &PublicKey, state_dir: &StateDir) -> Option<String> {
+    let path = state_dir.certificate(kid);
+    let read =
+        fs::read_to_string(&path).map_err(|error| error.to_string()).and_then(|pem| {
+            match certificate::public_key(&pem) {
+                Ok(certified) if certified == *public_key => Ok(pem),
+                Ok(_another) => Err("it is of another key".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+    read.inspect_err(|error| tracing::warn!(%kid, path = %path.display(), %error, "the key has no certificate: it is published in the JWKS only (signetctl key certificate makes one)"))
+        .ok()
 }
 
 /// Nothing that SignJwt makes lives longer than 12 hours; an hour more for clocks and caches.

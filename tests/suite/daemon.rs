@@ -16,6 +16,7 @@ use tonic_health::ServingStatus;
 use tonic_types::StatusExt as _;
 
 use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::desk::openssl;
 
 /// A device that is not there.
 const NO_DEVICE: &str = r#"
@@ -288,6 +289,31 @@ fn a_keyring_that_is_corrupt_or_newer_is_refused_and_left_alone() {
         assert_eq!(fs::read_to_string(&keyring).unwrap(), contents);
         assert!(!daemon.socket().exists());
     }
+}
+
+#[test]
+fn a_keyring_with_an_impossible_time_is_refused() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    daemon.add(KeyRecord { retired: Some(u64::MAX), ..record("k", KeyState::Retired) });
+    let output = daemon.output();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("the year 9999"), "{said}");
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_key_is_not_published() {
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    let certificates = daemon.state().join("certificates");
+    fs::create_dir(&certificates).unwrap();
+    let another = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null", "-subj", "/CN=another"];
+    fs::write(certificates.join("k.pem"), openssl(another)).unwrap();
+    daemon.add(record("k", KeyState::Active));
+    daemon.spawn();
+    daemon.wait_for_log("it is of another key");
+    daemon.wait_for_log("serving");
+    let request = proto::GetPublicCertificatesRequest { account: String::new() };
+    let answer = daemon.client().get_public_certificates(request).await.unwrap().into_inner();
+    assert_eq!((answer.certificates.len(), answer.certificates[0].x509_pem.as_str()), (1, ""));
 }
 
 #[test]
