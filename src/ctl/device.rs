@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 
 use base64::Engine as _;
@@ -100,18 +100,20 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
     let _lock = super::key::lock(global, config)?;
     match &device.kind {
         DeviceKind::Pkcs11(pkcs11) => {
-            let pin_folder = pkcs11.pin_file.as_deref().unwrap_or(&config.path).parent().unwrap_or(Path::new("/"));
-            let so_pin_file = pin_folder.join(format!("{name}.so-pin"));
-            let new = secret_file(&so_pin_file)?;
-            let so_pin = Pin::read(&so_pin_file).map_err(|error| explained(error, name))?;
+            let so_pin_file = so_pin_file(pkcs11.pin_file.as_deref().unwrap_or(&config.path), name);
+            let so_pin = || {
+                secret_file(&so_pin_file).map_err(|failure| DeviceError::Misconfigured(failure.to_string()))?;
+                Pin::read(&so_pin_file)
+            };
             let initialised = {
                 let _progress = global.progress(format!("Initialising the token of {name}"));
-                device::init(device, Some(&so_pin))
+                device::init(device, so_pin)
             };
-            if initialised.is_err() && new {
-                let _ = fs::remove_file(&so_pin_file);
-            }
-            initialised.map_err(|error| explained(error, name))?;
+            initialised.map_err(|error| match explained(error, name) {
+                failure if so_pin_file.exists() => failure
+                    .aftermath(format!("the token may have the security officer's PIN in {}", so_pin_file.display())),
+                failure => failure,
+            })?;
             global.note(format!(
                 "The token is ready. Its security officer's PIN stands in {}: keep it somewhere safe, off this machine.",
                 so_pin_file.display()
@@ -123,7 +125,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             let path = config.state_dir.parent(name);
             let parent = {
                 let _progress = global.progress(format!("Making the parent key in {name}"));
-                device::init(device, None)
+                device::init(device, || Err(DeviceError::Misconfigured("a TPM has no security officer".to_owned())))
             };
             let parent = parent.map_err(|error| match error {
                 DeviceError::Permanent(_) => explained(error, name).hint(format!(
@@ -142,6 +144,11 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             global.show(&json, format!("{name}: parent {:#x}, name {}", parent.handle, parent.name))
         }
     }
+}
+
+/// Where the PIN of a token's security officer stands: beside its user's PIN.
+pub(crate) fn so_pin_file(pin_file: &Path, name: impl std::fmt::Display) -> PathBuf {
+    pin_file.with_file_name(format!("{name}.so-pin"))
 }
 
 fn list(global: &Global, config: &Config) -> Result<(), Failure> {

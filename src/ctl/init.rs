@@ -78,9 +78,11 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
         initialise(global, &config, device.name())
     })();
     if let Err(failure) = written {
-        // A half set-up would keep the next try from starting.
-        for path in made {
-            let _ = fs::remove_file(path);
+        // A half set-up would keep the next try from starting. But a token that was begun has its PINs.
+        if !device::so_pin_file(&pin_file, device.name()).exists() {
+            for path in made {
+                let _ = fs::remove_file(path);
+            }
         }
         return Err(failure);
     }

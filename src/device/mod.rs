@@ -292,25 +292,23 @@ pub fn adopt(
     }
 }
 
-/// Makes a device ready for its first key: initialises a PKCS#11 token with the security officer's PIN, or makes a
-/// TPM's parent key persistent and returns what pins it.
+/// Makes a device ready for its first key: initialises a PKCS#11 token with the security officer's PIN, which is asked for
+/// just before, or makes a TPM's parent key persistent and returns what pins it.
 ///
 /// # Errors
 /// [`DeviceError`], classified. `Misconfigured` where this build has no such device.
-pub fn init(config: &DeviceConfig, so_pin: Option<&Pin>) -> Result<Option<TpmParent>, DeviceError> {
+pub fn init(
+    config: &DeviceConfig,
+    so_pin: impl FnOnce() -> Result<Pin, DeviceError>,
+) -> Result<Option<TpmParent>, DeviceError> {
+    let _ = &so_pin;
     match &config.kind {
         #[cfg(feature = "pkcs11")]
-        DeviceKind::Pkcs11(pkcs11) => {
-            let so_pin = so_pin.ok_or_else(|| DeviceError::Misconfigured("no security officer's PIN".to_owned()))?;
-            pkcs11::init(pkcs11, so_pin).map(|()| None)
-        }
+        DeviceKind::Pkcs11(pkcs11) => pkcs11::init(pkcs11, so_pin).map(|()| None),
         #[cfg(feature = "tpm")]
         DeviceKind::Tpm(tpm) => tpm::init(config, tpm).map(Some),
         #[cfg(not(all(feature = "pkcs11", feature = "tpm")))]
-        _ => {
-            let _ = so_pin;
-            Err(unsupported(config))
-        }
+        _ => Err(unsupported(config)),
     }
 }
 

@@ -344,13 +344,13 @@ fn a_fresh_token_is_initialised_once() {
     let Some(token) = SoftHsm::new() else { return };
     let so_pin = token.directory.join("so-pin");
     token.child(&[], || {
-        let so_pin = device::Pin::read(&so_pin).unwrap();
+        let so_pin = || device::Pin::read(&so_pin);
         let pkcs11 = Pkcs11Config { token: TokenSelector::Label("fresh".to_owned()), ..token.pkcs11() };
         let config = token.config_with(pkcs11);
-        device::init(&config, Some(&so_pin)).unwrap();
+        device::init(&config, so_pin).unwrap();
         let mut provision = device::provision(&config, None).unwrap();
         let key = generate(&mut *provision, Algorithm::Rs256);
-        let Err(DeviceError::Misconfigured(why)) = device::init(&config, Some(&so_pin)) else { panic!("made again") };
+        let Err(DeviceError::Misconfigured(why)) = device::init(&config, so_pin) else { panic!("made again") };
         assert!(why.contains("exists already"), "{why}");
         signs(&mut *provision, &key);
     });

@@ -109,12 +109,11 @@ fn no_token_is_initialised_where_no_slot_is_free_or_the_pin_is_too_short() {
     let short = token.directory.join("short");
     fs::write(&short, "123").unwrap();
     token.child(&shim.environment(), || {
-        let so_pin = device::Pin::read(&token.directory.join("so-pin")).unwrap();
         let fresh = Pkcs11Config { token: TokenSelector::Label("fresh".to_owned()), ..shim.pkcs11() };
         let too_short = Pkcs11Config { pin_file: Some(short), ..fresh.clone() };
         for (fault, pkcs11, expected) in [("full", fresh, "no slot"), ("", too_short, "3 bytes")] {
             shim.tell(fault);
-            let refused = device::init(&token.config_with(pkcs11), Some(&so_pin));
+            let refused = device::init(&token.config_with(pkcs11), || panic!("nothing is begun"));
             let Err(DeviceError::Misconfigured(why)) = refused else { panic!("{refused:?}") };
             assert!(why.contains(expected), "{why}");
         }

@@ -208,6 +208,24 @@ fn a_device_that_signs_wrongly_gets_no_key_recorded() {
 }
 
 #[test]
+fn a_token_that_was_begun_keeps_its_security_officers_pin() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let desk = shimmed(&token, &shim);
+    let config = fs::read_to_string(desk.path("signet.toml")).unwrap();
+    desk.write("signet.toml", config.replace(LABEL, "fresh").as_bytes());
+    let so_pin = token.pin_file().with_file_name("hsm.so-pin");
+    shim.tell("full");
+    assert!(!desk.signetctl(["device", "init", "hsm"]).status().unwrap().success());
+    assert!(!so_pin.exists(), "nothing was begun");
+    shim.tell("no-pin");
+    let output = desk.signetctl(["device", "init", "hsm"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains(so_pin.to_str().unwrap()), "{stderr}");
+    assert!(so_pin.exists(), "{stderr}");
+}
+
+#[test]
 fn a_key_that_cannot_be_removed_again_is_told_of() {
     let Some(token) = SoftHsm::new() else { return };
     let shim = Shim::new(&token);

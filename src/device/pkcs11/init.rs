@@ -8,11 +8,12 @@ use cryptoki::types::AuthPin;
 use super::token::{self, Module, classified};
 use crate::device::{DeviceError, Pin, Pkcs11Config, TokenSelector};
 
-/// Initialises a fresh token of the configured label, with the PIN of its pin_file.
+/// Initialises a fresh token of the configured label, with the PIN of its pin_file. `so_pin` is asked for only when nothing
+/// but the token itself can fail any more: from then on, the token may have it.
 ///
 /// # Errors
 /// [`DeviceError`]; `Misconfigured` where a token of this label exists or no slot is free.
-pub fn init(pkcs11: &Pkcs11Config, so_pin: &Pin) -> Result<(), DeviceError> {
+pub fn init(pkcs11: &Pkcs11Config, so_pin: impl FnOnce() -> Result<Pin, DeviceError>) -> Result<(), DeviceError> {
     let misconfigured = |what: String| Err(DeviceError::Misconfigured(what));
     let TokenSelector::Label(label) = &pkcs11.token else {
         return misconfigured("only a token that is configured by its label can be initialised".to_owned());
@@ -40,7 +41,8 @@ pub fn init(pkcs11: &Pkcs11Config, so_pin: &Pin) -> Result<(), DeviceError> {
             if longest == usize::MAX { "any number".to_owned() } else { longest.to_string() }
         ));
     }
-    let (pin, so_pin) = (text_pin(&pin, "PIN")?, text_pin(so_pin, "security officer's PIN")?);
+    let pin = text_pin(&pin, "PIN")?;
+    let so_pin = text_pin(&so_pin()?, "security officer's PIN")?;
     module.client.init_token(slot, &so_pin, label).map_err(classified)?;
     set_pin(&module, slot, &so_pin, &pin).map_err(|error| {
         DeviceError::Misconfigured(format!(

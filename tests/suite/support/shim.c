@@ -6,6 +6,7 @@
  *   login CODE | login crash           C_Login answers CODE for every error, or crashes after the token has answered
  *   silent CODE                        the same, and C_GetTokenInfo never shows what a wrong PIN has spent
  *   context CODE                       C_Login for one use of a key answers CODE
+ *   no-pin                             C_InitPIN fails
  *   stuck                              a new key can't be read back (C_GetAttributeValue), nor removed (C_DestroyObject)
  *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
  *   flip                               C_Sign flips a bit of the signature
@@ -23,7 +24,7 @@
 typedef unsigned long ulong_t;
 /* CK_FUNCTION_LIST: a version and 68 functions (PKCS#11 2.40, pkcs11f.h); by number, those that are replaced. */
 struct list { unsigned char major, minor; void *function[68]; };
-enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18,
+enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, INIT_PIN = 10, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18,
        DESTROY_OBJECT = 22, GET_ATTRIBUTE_VALUE = 24, SIGN = 43 };
 /* CK_TOKEN_INFO as far as it is changed. */
 struct token_info { char names[32 + 32 + 16 + 16]; ulong_t flags, max_sessions; };
@@ -54,6 +55,11 @@ static ulong_t get_token_info(ulong_t slot, struct token_info *info) {
         memset(info->names + 32, 'x', 32);
     }
     return rv;
+}
+
+static ulong_t init_pin(ulong_t session, char *pin, ulong_t length) {
+    if (told("no-pin", NULL)) return 0x30; /* CKR_DEVICE_ERROR */
+    return ((ulong_t (*)(ulong_t, char *, ulong_t))real.function[INIT_PIN])(session, pin, length);
 }
 
 static ulong_t open_session(ulong_t slot, ulong_t flags, void *a, void *b, ulong_t *session) {
@@ -121,6 +127,7 @@ ulong_t C_GetFunctionList(struct list **list) {
         real = shim = *theirs;
         shim.function[GET_FUNCTION_LIST] = C_GetFunctionList;
         shim.function[GET_TOKEN_INFO] = get_token_info;
+        shim.function[INIT_PIN] = init_pin;
         shim.function[OPEN_SESSION] = open_session;
         shim.function[CLOSE_SESSION] = close_session;
         shim.function[LOGIN] = login;
