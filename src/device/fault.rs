@@ -129,7 +129,7 @@ const PKCS11: &Table = &[
     (0x103, Misconfigured, "the token does not have this kind of user"),
     (0x104, Misconfigured, "another kind of user is logged in"),
     (0x190, Away, "the module is not initialised"),
-    (0x1b6, Transient, "the token is busy"),
+    (0x1b6, Away, "the token failed its own test (FIPS)"),
 ];
 
 fn look_up(table: &Table, code: u64) -> Option<(Class, &'static str)> {
@@ -205,8 +205,8 @@ mod tests {
     #[test]
     fn every_pkcs11_code_means_what_it_should() {
         let rows: &[(&str, &[u64])] = &[
-            ("transient", &[0x1, 0x50, 0x1b6]),
-            ("away", &[0x5, 0x30, 0x31, 0x32, 0x82, 0x90, 0xb0, 0xb3, 0xe0, 0xe1, 0x101, 0x190]),
+            ("transient", &[0x1, 0x50]),
+            ("away", &[0x1b6, 0x5, 0x30, 0x31, 0x32, 0x82, 0x90, 0xb0, 0xb3, 0xe0, 0xe1, 0x101, 0x190]),
             ("away", &[0x2, 0x3, 0x6, 0x60, 0x91, 0xb1, 0x8000_0000, 0x8000_0102, 0xffff_ffff_ffff_ffff, 0x999]),
             ("pin refused", &[0xa0, 0xa1, 0xa2, 0xa3, 0xa4]),
             ("permanent", &[0x68]),

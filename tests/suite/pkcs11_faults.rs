@@ -202,6 +202,21 @@ async fn a_flipped_bit_never_leaves() {
     served.resumes().await;
 }
 
+/// "Cancelled", "write-protected", "failed its own test": passing or not, the session is worth nothing any more.
+#[tokio::test]
+async fn a_session_that_was_given_up_is_followed_by_a_fresh_process() {
+    let Some(token) = SoftHsm::new() else { return };
+    token.child(&[], || record(&generate(&token.config()), &token));
+    let served = Served::new(&token);
+    for fault in ["fail 1", "fail 50", "fail e2", "fail 1b6"] {
+        served.resumes().await;
+        served.shim.tell(fault);
+        assert!(served.sign(PATIENCE).await.is_err(), "{fault}");
+        served.shim.tell("");
+        served.resumes().await;
+    }
+}
+
 #[tokio::test]
 async fn a_crashing_module_takes_its_process_only() {
     let Some(token) = SoftHsm::new() else { return };

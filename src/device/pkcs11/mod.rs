@@ -88,7 +88,8 @@ impl TokenSession {
         }
     }
 
-    /// Runs calls of the module; after any error that is not the request's own, the session is used no more.
+    /// Runs calls of the module; after any error that is not the request's own, the session is used no more. What asks it
+    /// all the same is told that the device is away, whatever the error was: a fresh process has fresh sessions.
     fn call<T>(&mut self, calls: impl FnOnce(&mut Self) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
         if let Some(error) = &self.discarded {
             return Err(error.clone());
@@ -97,7 +98,10 @@ impl TokenSession {
         if let Err(error) = &outcome
             && !matches!(error, DeviceError::Unsupported(_) | DeviceError::Permanent(_))
         {
-            self.discarded = Some(error.clone());
+            self.discarded = Some(match error {
+                DeviceError::Away(_) | DeviceError::PinRefused(_) => error.clone(),
+                other => DeviceError::Away(format!("its session was given up: {other}")),
+            });
         }
         outcome
     }
