@@ -9,12 +9,13 @@ use signet::proto::sign_blob_request::Input;
 use signet::proto::signer_client::SignerClient;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::slice::{Load, Slice};
+use crate::slice::{Load, Slice, processor_time};
 use crate::stand::{Device, Running};
 
 /// A running daemon and a connection for each client.
 pub(crate) struct Daemon {
     process: Running,
+    tpm: Option<u32>,
     clients: Vec<SignerClient<Channel>>,
 }
 
@@ -25,7 +26,7 @@ impl Daemon {
         let process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
         let endpoint = Endpoint::from_shared(format!("unix://{}", device.socket().display())).unwrap();
         let clients = (0..MOST_CLIENTS).map(|_| SignerClient::new(endpoint.connect_lazy())).collect();
-        Self { process, clients }
+        Self { process, tpm: device.tpm(), clients }
     }
 
     /// Waits for the first signature.
@@ -40,6 +41,7 @@ impl Daemon {
 
     /// Has each client sign for a slice, one request after the other.
     pub(crate) async fn run(&self, load: &Load) -> Slice {
+        let before = self.processor_time();
         let begun = Instant::now();
         let end = begun + load.length;
         let gap = load.gap;
@@ -51,18 +53,28 @@ impl Daemon {
         for client in clients {
             latencies.extend(client.await.unwrap());
         }
-        Slice::new(latencies, begun.elapsed())
+        Slice::new(latencies, begun.elapsed(), self.processor_time() - before)
+    }
+
+    /// Of the daemon, its device processes, the clients and a TPM in software.
+    fn processor_time(&self) -> f64 {
+        self.processes().chain([std::process::id()]).chain(self.tpm).map(processor_time).sum()
     }
 
     /// The resident memory of the daemon and its device processes, in MiB.
     pub(crate) fn resident(&self) -> f64 {
+        self.processes().map(resident).sum()
+    }
+
+    /// The daemon and its device processes.
+    fn processes(&self) -> impl Iterator<Item = u32> {
         let daemon = self.process.0.id();
         let tasks = fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
         let children = tasks.flat_map(|task| {
             let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
             children.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
         });
-        children.chain([daemon]).map(resident).sum()
+        children.chain([daemon])
     }
 
     /// Stops the daemon and waits for its end.

@@ -1,7 +1,7 @@
 //! What Signet adds to its devices: the daemon over gRPC against the bare device, slice by slice in turn.
 //!
 //! The speed of a machine changes from minute to minute, so no figure here means anything but the ratio to the bare
-//! device in the neighbouring slices. Nothing passes or fails: the table is for people. `scripts/bench` starts it.
+//! device in the neighbouring slices; on a machine that is busy otherwise, only the ratio of processor times. Nothing passes or fails: the table is for people. `scripts/bench` starts it.
 
 #![allow(
     clippy::unwrap_used,
@@ -89,6 +89,8 @@ async fn measure(stand: &Stand, pairs: usize, slice: Duration) {
         let seen = alternate(&mut raw, &daemon, &load, pairs).await;
         let ratios: Vec<_> = seen.iter().map(|(raw, served)| served.rate() / raw.rate()).collect();
         line(name, &format!("ratio to the bare device, {clients} clients"), stand.backend.must_ratio(clients), &ratios);
+        let work: Vec<_> = seen.iter().map(|(raw, served)| raw.processor() / served.processor()).collect();
+        line(name, &format!("the same by processor time, clients included, {clients} clients"), "", &work);
         let rates = |of: fn(&(Slice, Slice)) -> &Slice| seen.iter().map(|pair| of(pair).rate()).collect::<Vec<_>>();
         line(name, &format!("bare device, {clients} clients, signatures/s"), "", &rates(|pair| &pair.0));
         line(name, &format!("daemon, {clients} clients, signatures/s"), "", &rates(|pair| &pair.1));

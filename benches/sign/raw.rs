@@ -11,7 +11,7 @@ use signet::device;
 use signet::key::Digest;
 use signet::keyring::{KeyRecord, Keyring};
 
-use crate::slice::{Load, Slice};
+use crate::slice::{Load, Slice, processor_time};
 use crate::stand::{Device, Running};
 
 /// What the program is told to be the bare device with, and a configuration.
@@ -21,7 +21,8 @@ pub(crate) const SUBCOMMAND: &str = "bare-device";
 pub(crate) struct Raw {
     orders: ChildStdin,
     results: BufReader<ChildStdout>,
-    _process: Running,
+    process: Running,
+    tpm: Option<u32>,
 }
 
 impl Raw {
@@ -31,17 +32,22 @@ impl Raw {
         let mut process = Running(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
         let orders = process.0.stdin.take().unwrap();
         let results = BufReader::new(process.0.stdout.take().unwrap());
-        Self { orders, results, _process: process }
+        Self { orders, results, process, tpm: device.tpm() }
     }
 
     /// Signs for a slice, in as many threads as there are clients, but no more than the device has workers.
     pub(crate) fn run(&mut self, load: &Load) -> Slice {
+        let before = self.processor_time();
         let order = (load.clients, load.gap, load.length);
         writeln!(self.orders, "{}", serde_json::to_string(&order).unwrap()).unwrap();
         let mut line = String::new();
         self.results.read_line(&mut line).unwrap();
         let (latencies, length): (Vec<f64>, Duration) = serde_json::from_str(&line).unwrap();
-        Slice::new(latencies, length)
+        Slice::new(latencies, length, self.processor_time() - before)
+    }
+
+    fn processor_time(&self) -> f64 {
+        self.tpm.into_iter().chain([self.process.0.id()]).map(processor_time).sum()
     }
 }
 

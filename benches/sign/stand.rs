@@ -67,7 +67,7 @@ pub(crate) struct Device {
     table: String,
     /// swtpm's data port, where there is one.
     pub(crate) port: Option<u16>,
-    _tpm: Option<Running>,
+    tpm: Option<Running>,
 }
 
 /// A process that ends with this value.
@@ -100,7 +100,7 @@ impl Device {
                 (tpm_table(port), Some(port), Some(tpm))
             }
         };
-        let device = Self { folder, table, port, _tpm: tpm };
+        let device = Self { folder, table, port, tpm };
         device.configure(&device.table);
         if port.is_some() {
             device.signetctl(&["device", "init", "bench"]);
@@ -111,6 +111,11 @@ impl Device {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.folder.path().join("signet.toml")
+    }
+
+    /// swtpm's process id, where there is one.
+    pub(crate) fn tpm(&self) -> Option<u32> {
+        self.tpm.as_ref().map(|tpm| tpm.0.id())
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
