@@ -10,7 +10,7 @@ mod rule;
 pub use caller::{Caller, Executable, Sought};
 pub use glob::Glob;
 pub use policy::{Denied, Lifetime, Operation, Permit, Policy, Request};
-pub use rule::{ClaimPattern, ClaimValue, Condition, Per, Rate, Rule};
+pub use rule::{ClaimPattern, ClaimValue, Condition, JUDGED_CLAIMS, Per, Rate, Rule};
 
 use std::fmt;
 use std::str::FromStr;

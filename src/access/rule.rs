@@ -139,7 +139,9 @@ impl Rule {
         holds(self.accounts.contains(account), Condition::Accounts)
     }
 
-    const fn limits_contents(&self) -> bool {
+    /// Whether it limits what is signed: then it never allows a digest, since nobody can see what it is of.
+    #[must_use]
+    pub const fn limits_contents(&self) -> bool {
         self.audiences.is_some()
             || self.scopes.is_some()
             || self.claims.is_some()
@@ -219,6 +221,10 @@ impl FromStr for Rate {
 }
 
 const MOST: u32 = 1_000_000;
+
+/// The claims that are judged by name, whatever a rule says of `claims`: other conditions rule them, or nobody chooses them.
+pub const JUDGED_CLAIMS: [&str; 10] =
+    ["iss", "sub", "email", "aud", "scope", "target_audience", "iat", "exp", "nbf", "jti"];
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use toml::Spanned;
 
 use super::file::{Account as WrittenAccount, Allow, Claim, Executable as WrittenExecutable, Principal, Source};
 use super::{ConfigError, gid, uid};
-use crate::access::{Account, AccountEmail, ClaimPattern, Executable, Glob, Operation, Rule};
+use crate::access::{Account, AccountEmail, ClaimPattern, Executable, Glob, JUDGED_CLAIMS, Operation, Rule};
 
 /// Every account, in the order in which they are written. There may be none yet: then nobody is served.
 pub(super) fn accounts(source: Source<'_>, written: Vec<WrittenAccount>) -> Result<Vec<Account>, ConfigError> {
@@ -55,8 +55,8 @@ impl Scope<'_> {
             let remedy = "name at least one user, group or unit: nothing is allowed to everybody, whatever they run";
             return Err(self.source.wrong(written.accounts.span(), "allow", "it names nobody", remedy));
         }
-        self.digests_are_not_limited(&written)?;
-        Ok(Rule {
+        let operations = written.operations.span();
+        let rule = Rule {
             users: self.people("allow.users", written.users, uid)?,
             groups: self.people("allow.groups", written.groups, gid)?,
             units: self.globs("allow.units", written.units)?,
@@ -69,23 +69,14 @@ impl Scope<'_> {
             blob_prefixes: written.blob_prefixes.map(|prefixes| self.prefixes(prefixes)).transpose()?,
             max_lifetime: written.max_lifetime.map(|span| span.0),
             rate: written.rate.map(|rate| rate.0),
-        })
-    }
-
-    /// A rule that limits what is signed never allows a digest, since nobody can see what it is of.
-    fn digests_are_not_limited(self, written: &Allow) -> Result<(), ConfigError> {
-        let limited = written.audiences.is_some()
-            || written.scopes.is_some()
-            || written.claims.is_some()
-            || written.blob_prefixes.is_some()
-            || written.max_lifetime.is_some();
-        if limited && written.operations.get_ref().contains(&Operation::SignDigest) {
+        };
+        if rule.limits_contents() && rule.operations.contains(&Operation::SignDigest) {
             let what = "sign-digest is never allowed by a rule that limits what is signed";
             let remedy =
                 "remove it, or give it a rule of its own without limits: it is as much as all operations together";
-            return Err(self.source.wrong(written.operations.span(), "allow.operations", what, remedy));
+            return Err(self.source.wrong(operations, "allow.operations", what, remedy));
         }
-        Ok(())
+        Ok(rule)
     }
 
     fn people(
@@ -137,7 +128,7 @@ impl Scope<'_> {
     ) -> Result<Vec<(String, Vec<ClaimPattern>)>, ConfigError> {
         let place = written.span();
         let wrong = |what: String, remedy: &str| self.source.wrong(place.clone(), "allow.claims", what, remedy);
-        if let Some(ruled) = written.get_ref().keys().find(|name| RULED_ELSEWHERE.contains(&name.as_str())) {
+        if let Some(ruled) = written.get_ref().keys().find(|name| JUDGED_CLAIMS.contains(&name.as_str())) {
             let remedy = "use audiences, scopes and max_lifetime; iss, sub and email are always the account's own";
             return Err(wrong(format!("the claim {ruled:?} is not ruled here"), remedy));
         }
@@ -197,7 +188,3 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 }
 
 const EMPTY: &str = "name at least one, or remove it";
-
-/// Claims that other conditions rule, or that nobody chooses.
-const RULED_ELSEWHERE: [&str; 10] =
-    ["iss", "sub", "email", "aud", "scope", "target_audience", "iat", "exp", "nbf", "jti"];

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::{MAX_LIFETIME, json};
-use crate::access::{AccountEmail, ClaimValue, Operation, Request};
+use crate::access::{AccountEmail, ClaimValue, JUDGED_CLAIMS, Operation, Request};
 
 /// The claims of a caller: one JSON object, within the limits, without a duplicate member at any depth, its
 /// registered members of the right types.
@@ -57,7 +57,7 @@ impl Claims {
             Value::String(text) => ClaimValue::Text(text.clone()),
             other => ClaimValue::Json(other.to_string()),
         };
-        let other = self.members.iter().filter(|(name, _)| !JUDGED.contains(&name.as_str()));
+        let other = self.members.iter().filter(|(name, _)| !JUDGED_CLAIMS.contains(&name.as_str()));
         other.map(|(name, value)| (name.as_str(), seen(value))).collect()
     }
 
@@ -155,7 +155,7 @@ pub struct InvalidClaims(pub String);
 /// What all verifiers must read alike, since policy judges it.
 fn check_member(name: &str, value: &Value) -> Result<(), &'static str> {
     let folded = json::folded(name);
-    if name != folded && JUDGED.iter().chain(&OWN).any(|judged| *judged == folded) {
+    if name != folded && JUDGED_CLAIMS.iter().chain(&OWN).any(|judged| *judged == folded) {
         return Err("parsers that ignore case take it for a registered claim");
     }
     match (name, value) {
@@ -198,8 +198,6 @@ pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The claims that are judged by name, whatever a rule says of `claims`.
-const JUDGED: [&str; 10] = ["iss", "sub", "email", "aud", "scope", "target_audience", "iat", "exp", "nbf", "jti"];
 /// The claims that say who is speaking. `prn` is `sub` for Google's older token endpoint and its Go library.
 const OWN: [&str; 5] = ["iss", "sub", "email", "azp", "prn"];
 /// How far ahead `exp` may be, as with IAM's signJwt.
