@@ -20,7 +20,7 @@ use super::failure::Failure;
 use super::rsa;
 use crate::access::AccountEmail;
 use crate::device::PrivateKey;
-use crate::key::{KeyId, PublicKey, PublicNumbers};
+use crate::key::{EC_PUBLIC_KEY, KeyId, PRIME256V1, RSA_ENCRYPTION};
 
 /// A key on its way in.
 pub(crate) struct Imported {
@@ -44,17 +44,6 @@ pub(crate) fn read(path: &Path) -> Result<Imported, Failure> {
     parse(&bytes).map_err(|failure| {
         failure.context(path.display()).or_hint("the file of a private key, whole and as it was made")
     })
-}
-
-/// The public half of a key.
-pub(crate) fn public_key(key: &PrivateKey) -> Result<PublicKey, Failure> {
-    let numbers = match key {
-        PrivateKey::Rsa { modulus, public_exponent, .. } => {
-            PublicNumbers::Rsa { modulus: modulus.clone(), exponent: public_exponent.clone() }
-        }
-        PrivateKey::EcP256 { x, y, .. } => PublicNumbers::EcP256 { x: *x, y: *y },
-    };
-    Ok(PublicKey::from_numbers(&numbers)?)
 }
 
 fn read_stdin() -> Result<Zeroizing<Vec<u8>>, Failure> {
@@ -303,6 +292,3 @@ fn pkcs8_der(algorithm: AlgorithmIdentifierRef<'_>, key: &[u8]) -> Result<Zeroiz
 
 const LIMIT: usize = 64 * 1024;
 const BEGIN: &str = "-----BEGIN ";
-const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
-const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const PRIME256V1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");

@@ -5,6 +5,8 @@
 
 use zeroize::Zeroizing;
 
+use crate::key::{RSA_BITS, RSA_EXPONENT_BITS, bit_length, trimmed};
+
 /// The numbers as a file gives them.
 #[derive(Clone, Copy)]
 pub(crate) struct Numbers<'a> {
@@ -23,19 +25,19 @@ pub(crate) struct Numbers<'a> {
 /// Says what is wrong with a key. Whether d and the CRT numbers belong to the primes is left to the library's check.
 pub(crate) fn weakness(key: Numbers<'_>) -> Option<String> {
     let bits = bit_length(key.modulus);
-    if bits < 2048 {
+    if bits < *RSA_BITS.start() {
         return Some(format!("an RSA key of {bits} bits is too small; 2048 to 4096 are taken"));
     }
-    if bits > 4096 {
+    if bits > *RSA_BITS.end() {
         return Some(format!("an RSA key of {bits} bits is too large; 2048 to 4096 are taken"));
     }
     if remainder(key.public_exponent, 2) == 0 {
         return Some("the public exponent is even".to_owned());
     }
-    if bit_length(key.public_exponent) < 17 {
+    if bit_length(key.public_exponent) < *RSA_EXPONENT_BITS.start() {
         return Some("the public exponent is below 65537".to_owned());
     }
-    if bit_length(key.public_exponent) > 64 {
+    if bit_length(key.public_exponent) > *RSA_EXPONENT_BITS.end() {
         return Some("the public exponent is over 64 bits; 65537 is usual".to_owned());
     }
     let distance = difference(key.prime1, key.prime2);
@@ -104,16 +106,6 @@ fn difference(a: &[u8], b: &[u8]) -> Zeroizing<Vec<u8>> {
     }
     bytes.reverse();
     bytes
-}
-
-fn trimmed(number: &[u8]) -> &[u8] {
-    let zeros = number.iter().take_while(|byte| **byte == 0).count();
-    number.get(zeros..).unwrap_or_default()
-}
-
-fn bit_length(number: &[u8]) -> usize {
-    let number = trimmed(number);
-    number.first().map_or(0, |first| number.len() * 8 - first.leading_zeros() as usize)
 }
 
 const ROCA_PRIMES: [u64; 38] = [

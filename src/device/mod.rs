@@ -26,7 +26,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
+use crate::key::{Algorithm, Digest, InvalidKey, KeyLocator, PublicKey, PublicNumbers, Signature};
 
 /// A place where private keys live and never leave. Calls block; one worker thread owns it.
 pub trait Device {
@@ -147,6 +147,21 @@ pub enum PrivateKey {
         /// The whole key as DER PKCS#8, for C_UnwrapKey.
         pkcs8: Zeroizing<Vec<u8>>,
     },
+}
+
+impl PrivateKey {
+    /// Its public half.
+    ///
+    /// # Errors
+    /// [`InvalidKey::Unsupported`] where Signet does not sign with such keys.
+    pub fn public_key(&self) -> Result<PublicKey, InvalidKey> {
+        PublicKey::from_numbers(&match self {
+            Self::Rsa { modulus, public_exponent, .. } => {
+                PublicNumbers::Rsa { modulus: modulus.clone(), exponent: public_exponent.clone() }
+            }
+            Self::EcP256 { x, y, .. } => PublicNumbers::EcP256 { x: *x, y: *y },
+        })
+    }
 }
 
 impl fmt::Debug for PrivateKey {

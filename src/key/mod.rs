@@ -5,7 +5,10 @@
 
 mod public;
 
-pub use public::{PublicKey, PublicNumbers};
+pub use public::{
+    EC_PUBLIC_KEY, PRIME256V1, PublicKey, PublicNumbers, RSA_BITS, RSA_ENCRYPTION, RSA_EXPONENT_BITS, bit_length,
+    trimmed,
+};
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,6 +1,7 @@
 //! Public keys, parsed once: from there on they verify.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use aws_lc_rs::digest as sha;
 use aws_lc_rs::signature::ParsedPublicKey;
@@ -188,11 +189,11 @@ impl PublicNumbers {
         let numbers = Self::Rsa { modulus: trimmed(modulus).to_vec(), exponent: trimmed(exponent).to_vec() };
         let Self::Rsa { modulus, exponent } = &numbers else { return Ok(numbers) };
         let bits = bit_length(modulus);
-        if !(2048..=4096).contains(&bits) {
+        if !RSA_BITS.contains(&bits) {
             return Err(InvalidKey::Unsupported(format!("an RSA key of {bits} bits; 2048 to 4096 are")));
         }
         let odd = |number: &[u8]| number.last().is_some_and(|byte| byte & 1 == 1);
-        if !odd(modulus) || !odd(exponent) || !(17..=64).contains(&bit_length(exponent)) {
+        if !odd(modulus) || !odd(exponent) || !RSA_EXPONENT_BITS.contains(&bit_length(exponent)) {
             return Err(InvalidKey::Unsupported("an RSA key with this public exponent; 65537 is usual".to_owned()));
         }
         Ok(numbers)
@@ -220,19 +221,30 @@ impl PublicNumbers {
     }
 }
 
-fn trimmed(number: &[u8]) -> &[u8] {
+/// A big-endian number without its leading zeros.
+#[must_use]
+pub fn trimmed(number: &[u8]) -> &[u8] {
     let zeros = number.iter().take_while(|byte| **byte == 0).count();
     number.get(zeros..).unwrap_or_default()
 }
 
-fn bit_length(number: &[u8]) -> usize {
+/// How many bits a big-endian number has.
+#[must_use]
+pub fn bit_length(number: &[u8]) -> usize {
     let number = trimmed(number);
     number.first().map_or(0, |first| number.len() * 8 - first.leading_zeros() as usize)
 }
 
-const RSA_ENCRYPTION: spki::ObjectIdentifier = spki::ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
-const EC_PUBLIC_KEY: spki::ObjectIdentifier = spki::ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const PRIME256V1: spki::ObjectIdentifier = spki::ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+/// How many bits an RSA key's modulus may have.
+pub const RSA_BITS: RangeInclusive<usize> = 2048..=4096;
+/// How many bits an RSA key's public exponent may have: 65537 has the fewest.
+pub const RSA_EXPONENT_BITS: RangeInclusive<usize> = 17..=64;
+/// `rsaEncryption` (RFC 8017, C).
+pub const RSA_ENCRYPTION: spki::ObjectIdentifier = spki::ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+/// `id-ecPublicKey` (RFC 5480, 2.1.1).
+pub const EC_PUBLIC_KEY: spki::ObjectIdentifier = spki::ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+/// The curve P-256 (RFC 5480, 2.1.1.1).
+pub const PRIME256V1: spki::ObjectIdentifier = spki::ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 
 #[cfg(test)]
 mod tests {

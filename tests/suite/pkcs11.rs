@@ -36,7 +36,7 @@ fn imported_keys_sign_as_the_originals_did() {
         let unknown = KeyLocator::Pkcs11("pkcs11:id=%00".to_owned());
         for private in [keys::rsa(), keys::ec()] {
             let created = provision.import(&private, "imported").unwrap();
-            assert_eq!(created.public_key, keys::public(&private));
+            assert_eq!(created.public_key, private.public_key().unwrap());
             contract(&mut *provision, &[(created.locator, created.public_key)], &unknown);
         }
     });

@@ -33,7 +33,7 @@ fn imported_keys_sign_as_the_originals_did() {
     let mut provision = tpm::provision(&settings.device, &settings.tpm, false).unwrap();
     for private in [keys::rsa(), keys::ec()] {
         let created = provision.import(&private, "imported").unwrap();
-        assert_eq!(created.public_key, keys::public(&private));
+        assert_eq!(created.public_key, private.public_key().unwrap());
         contract(&mut *provision, &[(created.locator, created.public_key)], &KeyLocator::Tss2("nothing".to_owned()));
     }
 }

@@ -118,7 +118,7 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
     let interrupts = Interrupts::hold()?;
     match imported.material {
         Material::Private(key) => {
-            let expected = import::public_key(&key)?;
+            let expected = key.public_key()?;
             enrolment.algorithm(expected.key_type())?;
             let mut device = device::open(global, config, &options.device, persistent)?;
             enrolment.run(&interrupts, || {

@@ -2,7 +2,6 @@
 
 use der::Decode as _;
 use signet::device::PrivateKey;
-use signet::key::{PublicKey, PublicNumbers};
 use zeroize::Zeroizing;
 
 /// Makes an RSA key of 2,048 bits in software.
@@ -40,15 +39,4 @@ pub(crate) fn rsa_from_pkcs8(pkcs8: &[u8]) -> PrivateKey {
         coefficient: secret(key.coefficient),
         pkcs8: Zeroizing::new(pkcs8.to_vec()),
     }
-}
-
-/// The public half of a key.
-pub(crate) fn public(key: &PrivateKey) -> PublicKey {
-    PublicKey::from_numbers(&match key {
-        PrivateKey::Rsa { modulus, public_exponent, .. } => {
-            PublicNumbers::Rsa { modulus: modulus.clone(), exponent: public_exponent.clone() }
-        }
-        PrivateKey::EcP256 { x, y, .. } => PublicNumbers::EcP256 { x: *x, y: *y },
-    })
-    .unwrap()
 }
