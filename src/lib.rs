@@ -1,21 +1,7 @@
 //! Signet holds service-account keys in a TPM 2.0 or a PKCS#11 token and gives local applications signatures and
 //! short-lived JWTs over a unix socket. `signetd` is the daemon, `signetctl` provisions keys and talks to it.
 //!
-//! ARCHITECTURE.md is the map. Who may import whom (`tests/tidy.rs` enforces it):
-//!
-//! | module | may use |
-//! |---|---|
-//! | [`key`], [`trust`] | nothing of ours |
-//! | [`mod@file`], [`access`] | key |
-//! | [`keyring`] | key, access, file |
-//! | [`audit`] | nothing of ours |
-//! | [`jwt`] | key, access |
-//! | [`device`] | key, file |
-//! | [`signer`] | file, access, jwt, key, keyring, audit, device::{handle, DeviceError} |
-//! | [`front`] | trust, signer, access, jwt, key |
-//! | `config` | everything's plain configuration types |
-//! | `ctl` | device, jwt, key, keyring, audit, file, config, the generated gRPC client |
-//! | [`daemon`] | all |
+//! ARCHITECTURE.md is the map, and says who may import whom (`tests/tidy.rs` enforces it).
 
 pub mod access;
 pub mod audit;

@@ -1,7 +1,7 @@
 //! Keeps what a compiler can't: who may import whom, which crates stay behind which fence, and how long things get.
 //!
-//! It reads the sources as text, without comments, strings and `#[cfg(test)]` modules. The table is the one of
-//! ARCHITECTURE.md; an exception stands in [`EXCEPTIONS`] with its reason.
+//! It reads the sources as text, without comments, strings and `#[cfg(test)]` modules, and who may use whom from the table
+//! of ARCHITECTURE.md; an exception stands in [`EXCEPTIONS`] with its reason.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,24 +14,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each module may use of ours; `*` is everything, `a::b` only that part of `a`. A module may use itself.
-const MAY_USE: &[(&str, &[&str])] = &[
-    ("key", &[]),
-    ("file", &["key"]),
-    ("audit", &[]),
-    ("trust", &[]),
-    ("access", &["key"]),
-    ("keyring", &["key", "access", "file"]),
-    ("jwt", &["key", "access"]),
-    ("device", &["key", "file"]),
-    ("config", &["key", "file", "trust", "access", "audit", "device"]),
-    ("signer", &["key", "access", "jwt", "keyring", "audit", "file", "device::handle", "device::DeviceError"]),
-    ("front", &["key", "trust", "access", "jwt", "signer", "proto"]),
-    ("ctl", &["key", "file", "access", "jwt", "keyring", "audit", "device", "config", "proto"]),
-    ("daemon", &["*"]),
-    ("bin", &["config", "ctl", "daemon", "device::process"]),
-    ("lib", &[]),
-];
+/// Holds the table of who may use whom.
+const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
 
 /// Crates and calls that only some files may name: `a/` is a folder, `a*` a beginning.
 const FENCES: &[(&[&str], &[&str])] = &[
@@ -141,8 +125,8 @@ fn judge(name: &str, text: &str) -> Vec<String> {
 
 fn imports(name: &str, code: &str) -> Vec<String> {
     let module = name.split(['/', '.']).next().unwrap();
-    let Some((_, allowed)) = MAY_USE.iter().find(|(known, _)| *known == module) else {
-        return vec![format!("the module {module} is not in the table of tests/tidy.rs")];
+    let Some(allowed) = may_use(module) else {
+        return vec![format!("the module {module} is not in the table of ARCHITECTURE.md")];
     };
     let mut complaints = Vec::new();
     for used in used_paths(name, code) {
@@ -152,13 +136,22 @@ fn imports(name: &str, code: &str) -> Vec<String> {
             if other_front && !front_of(&used).is_empty() && name != "front/mod.rs" {
                 complaints.push(format!("a front uses another: {used}"));
             }
-        } else if !allowed.iter().any(|prefix| *prefix == "*" || within(prefix)) {
+        } else if !allowed.iter().any(|prefix| *prefix == "everything" || within(prefix)) {
             complaints.push(format!("may not use {used}"));
         }
     }
     complaints.sort();
     complaints.dedup();
     complaints
+}
+
+/// What a module may use of ours, besides itself: `everything`, or modules and, as `a::b`, parts of modules.
+fn may_use(module: &str) -> Option<Vec<&'static str>> {
+    let names = |cell: &'static str| cell.split(',').map(|name| name.trim().trim_matches('`')).collect::<Vec<_>>();
+    let (_, section) = ARCHITECTURE.split_once("\n## Who may use whom\n").expect("ARCHITECTURE.md has the table");
+    let table = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let mut rows = table.filter_map(|row| row.trim_matches('|').split_once('|'));
+    rows.find(|(modules, _)| names(modules).contains(&module)).map(|(_, used)| names(used))
 }
 
 /// Which of the fronts a path such as `front::grpc::signer` belongs to: "grpc", "http", or none for what they share.
@@ -419,7 +412,7 @@ mod proof {
 
     #[test]
     fn a_new_module_needs_a_line_in_the_table() {
-        assert_eq!(judge("utils.rs", ""), ["utils.rs: the module utils is not in the table of tests/tidy.rs"]);
+        assert_eq!(judge("utils.rs", ""), ["utils.rs: the module utils is not in the table of ARCHITECTURE.md"]);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::stat::{Mode, umask};
 use signet::config::Config;
-use signet::{daemon, device};
+use signet::daemon;
+use signet::device::guard_memory;
 use tracing_subscriber::EnvFilter;
 
 /// Signs for local applications with keys that never leave their TPM or PKCS#11 token.
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
 
 #[allow(clippy::print_stdout, reason = "--check answers on standard output")]
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    device::guard_memory().context("can't keep secrets out of core files")?;
+    guard_memory().context("can't keep secrets out of core files")?;
     // No file of ours is for others to read.
     umask(Mode::from_bits_truncate(0o077));
     log_to_stderr(arguments)?;

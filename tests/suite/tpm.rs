@@ -180,7 +180,7 @@ fn the_tpm_of_this_machine_is_a_device() {
 
 /// In the field sessions broke after some 65,000 uses.
 #[test]
-#[ignore = "takes minutes: scripts/soak runs it"]
+#[ignore = "takes minutes: ask for it by its name, with --ignored"]
 fn seventy_thousand_signatures_in_one_run() {
     let Some(swtpm) = SwTpm::start() else { return };
     let settings = TpmSettings::initialised(&swtpm.tcti(), Some(AUTH));
