@@ -1,10 +1,12 @@
-//! Files of state: where they stand, and that they are written whole or not at all.
+//! Files of state: where they stand, that they are ours alone, and written whole or not at all.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write as _};
 use std::ops::Deref;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::key::KeyId;
 
@@ -105,4 +107,55 @@ pub fn replace_as(mode: u32, path: &Path, contents: &[u8]) -> io::Result<()> {
     write().inspect_err(|_error| {
         let _ = fs::remove_file(&new);
     })
+}
+
+/// Writes a new file, mode 0600, down to the disk; false where something stands there already, which stays as it is.
+///
+/// # Errors
+/// Whatever the file system says; no half of a file is left.
+pub fn create_new(path: &Path, contents: &[u8]) -> io::Result<bool> {
+    let mut file = match File::options().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let written = file.write_all(contents).and_then(|()| file.sync_all());
+    written.map(|()| true).inspect_err(|_error| {
+        let _ = fs::remove_file(path);
+    })
+}
+
+/// Makes a folder for us alone, with those above it, where there is none.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn private_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Opens a file, makes it where there is none, and holds it against every other process that locks it, until it is dropped.
+///
+/// # Errors
+/// `WouldBlock` where another process holds it. `ELOOP` for a symbolic link, and an error for whatever else is no file.
+pub fn lock(path: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(open_for_lock(path)?, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| errno.into())
+}
+
+/// Locks as [`lock`] does, and waits for as long as another process holds the file.
+///
+/// # Errors
+/// As [`lock`].
+pub fn wait_for_lock(path: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(open_for_lock(path)?, FlockArg::LockExclusive).map_err(|(_file, errno)| errno.into())
+}
+
+fn open_for_lock(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    // A FIFO in its place would be waited for.
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no regular file")),
+    }
 }

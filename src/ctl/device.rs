@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -136,7 +134,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             })?;
             let parent = parent.ok_or_else(|| Failure::new("the TPM told no parent key"))?;
             let written = serde_json::to_vec_pretty(&parent).map_err(io::Error::from).and_then(|json| {
-                super::key::private_folder(path.parent().unwrap_or(&config.state_dir))?;
+                file::private_folder(path.parent().unwrap_or(&config.state_dir))?;
                 file::replace(&path, &json)
             });
             written.map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
@@ -224,16 +222,7 @@ pub(crate) fn secret_file(path: &Path) -> Result<bool, Failure> {
     let mut random = Zeroizing::new([0_u8; 24]);
     aws_lc_rs::rand::fill(random.as_mut_slice()).map_err(|_unspecified| Failure::new("no random numbers"))?;
     let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(random.as_slice()) + "\n");
-    let mut file = match File::options().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-        Err(error) => return Err(Failure::new(format!("{}: {error}", path.display()))),
-    };
-    let written = file.write_all(secret.as_bytes()).and_then(|()| file.sync_all());
-    written.map(|()| true).map_err(|error| {
-        let _ = fs::remove_file(path);
-        Failure::new(format!("{}: {error}", path.display()))
-    })
+    file::create_new(path, secret.as_bytes()).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
 
 /// Starts this program again with exactly the environment that the device's module is to have, unless it has it already.

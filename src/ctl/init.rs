@@ -1,9 +1,7 @@
 //! `signetctl init`: a configuration, a PIN, and a device that is ready for its first key.
 
 use std::env;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -15,6 +13,7 @@ use super::Global;
 use super::device;
 use super::failure::{Exit, Failure};
 use crate::access::AccountEmail;
+use crate::file;
 
 /// First set-up: write a configuration and a random PIN, and initialise the device
 ///
@@ -252,27 +251,15 @@ fn known_user(name: &str) -> Result<String, Failure> {
 }
 
 fn make_folder(path: &Path) -> Result<(), Failure> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+    file::private_folder(path).map_err(|error| {
         Failure::new(format!("{}: {error}", path.display())).hint("run it with sudo; or another place with --config")
     })
 }
 
 /// Writes a new file of mode 0600; false where there is one already.
 fn write_new(path: &Path, contents: &str) -> Result<bool, Failure> {
-    let written = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| file.write_all(contents.as_bytes()).and_then(|()| file.sync_all()));
-    match written {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => {
-            let _ = fs::remove_file(path);
-            Err(Failure::new(format!("{}: {error}", path.display())).hint("check the space on its disk"))
-        }
-    }
+    file::create_new(path, contents.as_bytes())
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())).hint("check the space on its disk"))
 }
 
 const SOFTHSM_CONFIGURATION: &str = "softhsm2.conf";

@@ -21,7 +21,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroU32;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
@@ -30,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::{pbkdf2, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::{DeviceError, Pin};
@@ -307,9 +306,7 @@ impl Alone {
     fn with(latch_file: &Path) -> io::Result<Self> {
         let thread = LOGIN.lock().unwrap_or_else(PoisonError::into_inner);
         make_folder(latch_file)?;
-        let path = latch_file.with_extension("lock");
-        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        let process = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_file, errno)| io::Error::from(errno))?;
+        let process = file::wait_for_lock(&latch_file.with_extension("lock"))?;
         Ok(Self { _process: process, _thread: thread })
     }
 }
@@ -333,8 +330,7 @@ fn probe(latch_file: &Path) -> io::Result<()> {
 }
 
 fn make_folder(latch_file: &Path) -> io::Result<()> {
-    let folder = latch_file.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+    file::private_folder(latch_file.parent().ok_or(io::ErrorKind::InvalidInput)?)
 }
 
 fn unusable(latch_file: &Path, what: &str, error: &dyn std::fmt::Display) -> DeviceError {

@@ -3,15 +3,14 @@
 mod create;
 mod manage;
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::unistd::{User, geteuid};
 
 pub(super) use self::manage::expiry;
@@ -20,6 +19,7 @@ use super::failure::Failure;
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::device::Provision;
+use crate::file;
 use crate::jwt::certificate::{self, Profile};
 use crate::key::{Algorithm, KeyId, KeyLocator, PublicKey};
 use crate::keyring::{KeyRecord, Keyring};
@@ -166,8 +166,7 @@ pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Fail
             .hint("run it as the owner of the folder, usually with sudo; or check the space on its disk")
     };
     let path = config.state_dir.lock();
-    let open = || File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    private_folder(&config.state_dir).map_err(failed)?;
+    file::private_folder(&config.state_dir).map_err(failed)?;
     let owner = fs::metadata(&config.state_dir).map_err(failed)?.uid();
     if owner != geteuid().as_raw() {
         // Root's files of mode 0600 would shut signetd out of its own keyring.
@@ -178,27 +177,20 @@ pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Fail
         ))
         .hint(format!("sudo -u {name} signetctl ...")));
     }
-    let file = open().map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((file, Errno::EWOULDBLOCK)) => {
+    match file::lock(&path) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             global.note("Waiting for another signetctl to finish.");
-            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_file, errno)| failed(errno.into()))
+            file::wait_for_lock(&path).map_err(failed)
         }
-        Err((_file, errno)) => Err(failed(errno.into())),
+        locked => locked.map_err(failed),
     }
-}
-
-/// Makes a folder for us alone, with those above it, where there is none.
-pub(super) fn private_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Writes a file of the state folder as a whole.
 fn store(path: &Path, contents: &str) -> Result<(), Failure> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    private_folder(folder)
-        .and_then(|()| crate::file::replace(path, contents.as_bytes()))
+    file::private_folder(folder)
+        .and_then(|()| file::replace(path, contents.as_bytes()))
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())).hint("check the space on its disk"))
 }
 
