@@ -226,19 +226,21 @@ impl<'de> Deserialize<'de> for Token {
     }
 }
 
-/// A span of time above zero: a whole number and one of `ms s m h d`, such as "500ms" or "1h".
+/// A [`span_of_time`].
 pub(super) struct Span(pub(super) Duration);
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        duration(&text).map(Self).ok_or_else(|| {
+        span_of_time(&text).map(Self).ok_or_else(|| {
             de::Error::custom(format!(r#"{text:?} is no span of time such as "500ms", "10s", "15m" or "1h""#))
         })
     }
 }
 
-fn duration(text: &str) -> Option<Duration> {
+/// Reads a span of time above zero: a whole number and one of `ms s m h d`, such as "500ms" or "1h".
+#[must_use]
+pub fn span_of_time(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let milliseconds = match unit {
         "ms" => 1,
@@ -386,10 +388,10 @@ mod tests {
         for (text, milliseconds) in
             [("500ms", 500), ("10s", 10_000), ("15m", 900_000), ("1h", 3_600_000), ("2d", 172_800_000)]
         {
-            assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
+            assert_eq!(span_of_time(text), Some(Duration::from_millis(milliseconds)), "{text}");
         }
         for text in ["", "0s", "10", "s", "-1s", "1.5s", " 1s", "1s ", "1 s", "1h30m", "1w", "99999999999s", "１s"] {
-            assert_eq!(duration(text), None, "{text}");
+            assert_eq!(span_of_time(text), None, "{text}");
         }
         assert!(
             error("max_client_cache_time = '1 hour'").contains("line 1: max_client_cache_time: \"1 hour\" is no span")

@@ -24,6 +24,7 @@ use crate::file::StateDir;
 use crate::key::KeyId;
 use crate::trust::{self, Untrusted};
 use credentials::Folders;
+pub use file::span_of_time;
 use file::{File, Principal, Source};
 
 /// Everything that `signetd` and `signetctl` are told.

@@ -9,6 +9,7 @@ use nix::unistd::{Gid, Uid, User, getgrouplist};
 use serde_json::json;
 
 use super::failure::{Exit, Failure};
+use super::sign::lifetime;
 use super::{Global, read, table};
 use crate::access::{AccountEmail, Caller, Executable, Operation, Request};
 use crate::jwt::claims::Claims;
@@ -57,9 +58,9 @@ pub(crate) struct ExplainOptions {
     /// A file with the blob, for sign-blob
     #[arg(long, value_name = "FILE")]
     blob: Option<PathBuf>,
-    /// The lifetime that is asked for, in seconds
-    #[arg(long, value_name = "SECONDS")]
-    lifetime: Option<u64>,
+    /// The lifetime that is asked for: seconds, or a number with s, m or h
+    #[arg(long, value_parser = lifetime)]
+    lifetime: Option<Duration>,
 }
 
 pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure> {
@@ -77,7 +78,7 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
         scopes: options.scope.iter().flat_map(|scope| scope.split_whitespace()).collect(),
         claims: Vec::new(),
         blob: blob.as_deref(),
-        lifetime: options.lifetime.map(Duration::from_secs),
+        lifetime: options.lifetime,
     };
     if let Some(claims) = &claims {
         let of_claims = claims.request(&options.account, now);

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::failure::Failure;
 use super::{Global, client, date, print, read};
 use crate::access::AccountEmail;
+use crate::config::span_of_time;
 use crate::jwt::{certificate, jwk};
 use crate::key::{self, PublicKey};
 use crate::proto::mint_jwt_access_token_request::Target;
@@ -255,16 +256,10 @@ fn time(timestamp: Option<prost_types::Timestamp>) -> Option<String> {
     SystemTime::try_from(timestamp?).ok().map(date)
 }
 
-/// `3600`, `3600s`, `60m` or `1h`. That it is at most an hour is the daemon's to say.
-fn lifetime(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.char_indices().last() {
-        Some((at, 's')) => (text.get(..at), 1),
-        Some((at, 'm')) => (text.get(..at), 60),
-        Some((at, 'h')) => (text.get(..at), 3600),
-        _ => (Some(text), 1),
-    };
-    let seconds = number.and_then(|number| number.parse::<u32>().ok()).map(|number| u64::from(number) * unit);
-    seconds.map(Duration::from_secs).ok_or_else(|| "seconds, or a number with s, m or h, such as 10m".to_owned())
+/// Seconds, or a span of time as the configuration has it: `3600`, `60m` or `1h`. How long it may be is the daemon's to say.
+pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<u32>().ok().map(|seconds| Duration::from_secs(seconds.into()));
+    seconds.or_else(|| span_of_time(text)).ok_or_else(|| "seconds, or a number with s, m or h, such as 10m".to_owned())
 }
 
 #[cfg(test)]
@@ -276,7 +271,7 @@ mod tests {
         for (text, seconds) in [("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600)] {
             assert_eq!(lifetime(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for bad in ["", "s", "-1", "1d", "1.5h", "10 m", "é"] {
+        for bad in ["", "s", "-1", "1w", "1.5h", "10 m", "é"] {
             assert!(lifetime(bad).is_err(), "{bad:?} was taken");
         }
     }
