@@ -22,14 +22,6 @@ use crate::keyring::KeyringError;
 use crate::signer::{Audit, Cache, Devices, Keyring, OpenError, Signer};
 use watch::Watch;
 
-/// Opens what a configuration names without serving it: what `signetd --check` does.
-///
-/// # Errors
-/// What is wrong, and what to do about it.
-pub fn check(config: &Config) -> anyhow::Result<()> {
-    keyring(config, &Devices::new()).map(drop)
-}
-
 /// A device process, from its first job to its last: what the daemon starts itself as, with [`DEVICE_PROCESS`] alone.
 /// Returns the exit code.
 #[must_use]
@@ -60,7 +52,7 @@ async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>)
     let start = |device: &DeviceConfig| Handle::start(device.clone(), launcher.clone());
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let stamp = watch::stamp(&config);
-    let keyring = keyring(&config, &devices)?;
+    let keyring = Keyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
     let listener = match socket {
         Some(socket) => Listener::adopt(socket, &config.listen.grpc)?,
         None => Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?,
@@ -101,10 +93,6 @@ async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>)
     };
     watching.abort();
     served.map_err(anyhow::Error::from_boxed)
-}
-
-fn keyring(config: &Config, devices: &Devices) -> anyhow::Result<Keyring> {
-    Keyring::load(&config.state_dir, devices).context("the keyring can't be used")
 }
 
 /// What to do about an error of this module, where there is something.

@@ -20,9 +20,6 @@ struct Arguments {
     /// The configuration file
     #[arg(long, env = "SIGNET_CONFIG", default_value = "/etc/signet/signet.toml", value_name = "FILE")]
     config: PathBuf,
-    /// Read the configuration and the keyring, say what is wrong with them, and end
-    #[arg(long)]
-    check: bool,
     /// What to log: error, warn, info, debug, trace, or directives such as signet=debug,h2=trace
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log: String,
@@ -63,7 +60,6 @@ fn main() -> ExitCode {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "--check answers on standard output")]
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     guard_memory().context("can't keep secrets out of core files")?;
     // No file of ours is for others to read.
@@ -73,11 +69,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(daemon::device_process()));
     }
     let config = Config::load(&arguments.config)?;
-    if arguments.check {
-        daemon::check(&config)?;
-        println!("{}: sound", config.path.display());
-        return Ok(ExitCode::SUCCESS);
-    }
     daemon::run(config, logging(arguments))?;
     Ok(ExitCode::SUCCESS)
 }

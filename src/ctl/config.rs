@@ -1,4 +1,4 @@
-//! `signetctl config`: whether the configuration can be used.
+//! `signetctl config`: whether the configuration and the keyring can be used.
 
 use clap::Subcommand;
 use serde_json::json;
@@ -6,10 +6,13 @@ use serde_json::json;
 use super::Global;
 use super::device::place;
 use super::failure::Failure;
+use crate::keyring::Keyring;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Read the configuration as signetd would, and say what is wrong with it
+    /// Read the configuration and the keyring as signetd would, and say what is wrong with them
+    ///
+    /// Run it as the user of signetd, or as root: nobody else can read the keyring.
     #[command(after_help = "Example:\n  signetctl config check && systemctl reload signetd")]
     Check,
 }
@@ -17,14 +20,15 @@ pub(crate) enum ConfigCommand {
 pub(crate) fn run(command: ConfigCommand, global: &Global) -> Result<(), Failure> {
     let ConfigCommand::Check = command;
     let config = global.load()?;
+    let keys = Keyring::load(&config.state_dir)?.keys.len();
     let devices: Vec<_> =
         config.devices.iter().map(|device| format!("{} ({})", device.name, place(device).0)).collect();
     let accounts: Vec<_> = config.accounts.iter().map(|account| account.email.to_string()).collect();
     let rules = config.policy.rules().len();
-    let json = json!({ "ok": true, "devices": devices, "accounts": accounts, "rules": rules });
+    let json = json!({ "ok": true, "devices": devices, "accounts": accounts, "rules": rules, "keys": keys });
     let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let text = format!(
-        "{}: sound\ndevices: {}\naccounts: {}\nrules: {rules}",
+        "{}: sound\ndevices: {}\naccounts: {}\nrules: {rules}\nkeys: {keys}",
         config.path.display(),
         list(&devices),
         list(&accounts)

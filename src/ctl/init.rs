@@ -264,12 +264,11 @@ fn write_new(path: &Path, contents: &str) -> Result<bool, Failure> {
 
 const SOFTHSM_CONFIGURATION: &str = "softhsm2.conf";
 const SOFTHSM_TOKENS: &str = "tokens";
-const SOFTHSM_MODULES: [&str; 7] = [
+const SOFTHSM_MODULES: [&str; 6] = [
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
     "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
     "/usr/lib64/pkcs11/libsofthsm2.so",
     "/usr/lib64/softhsm/libsofthsm2.so",
     "/usr/local/lib/softhsm/libsofthsm2.so",
-    "/opt/homebrew/lib/softhsm/libsofthsm2.so",
 ];

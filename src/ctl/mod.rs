@@ -213,10 +213,6 @@ enum Command {
 
 impl Global {
     fn load(&self) -> Result<Config, Failure> {
-        if !self.config.exists() {
-            return Err(Failure::usage(format!("there is no configuration at {}", self.config.display()))
-                .hint("signetctl init writes one; --config FILE or SIGNET_CONFIG names another"));
-        }
         Ok(Config::load(&self.config)?)
     }
 

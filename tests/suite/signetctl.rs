@@ -415,10 +415,12 @@ fn a_certificate_that_can_not_be_written_takes_its_key_with_it() {
 #[test]
 fn a_damaged_keyring_is_refused_and_not_overwritten() {
     let desk = Desk::bare();
+    assert!(desk.done(&["config", "check"]).ends_with("keys: 0"));
     for contents in ["{", r#"{"version":2,"keys":[]}"#] {
         fs::write(desk.state().keyring(), contents).unwrap();
         desk.refused(&["key", "list"], 1, "keyring.json");
         desk.refused(&["key", "activate", "x"], 1, "keyring.json");
+        desk.refused(&["config", "check"], 1, "keyring.json");
         assert_eq!(fs::read_to_string(desk.state().keyring()).unwrap(), contents);
     }
 }
