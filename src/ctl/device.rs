@@ -97,8 +97,8 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
     let device = prepare(global, config, name)?;
     let _lock = super::key::lock(global, config)?;
     match &device.kind {
-        DeviceKind::Pkcs11(pkcs11) => {
-            let so_pin_file = so_pin_file(pkcs11.pin_file.as_deref().unwrap_or(&config.path), name);
+        DeviceKind::Pkcs11(_) => {
+            let so_pin_file = so_pin_file(device.pin_file().unwrap_or(&config.path), name);
             let so_pin = || {
                 secret_file(&so_pin_file).map_err(|failure| DeviceError::Misconfigured(failure.to_string()))?;
                 Pin::read(&so_pin_file)
@@ -196,10 +196,7 @@ fn show(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
 
 fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Result<(), Failure> {
     let device = find(config, name)?;
-    let pin_file = match &device.kind {
-        DeviceKind::Pkcs11(pkcs11) => &pkcs11.pin_file,
-        DeviceKind::Tpm(tpm) => &tpm.pin_file,
-    };
+    let pin_file = device.pin_file();
     let pin = match pin_file {
         Some(_) if force => None,
         Some(pin_file) => Some(Pin::read(pin_file).map_err(|error| explained(error, name))?),
@@ -207,7 +204,7 @@ fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Resul
     };
     let was_closed = latch::clear(&device.latch_file, pin.as_ref(), force).map_err(|error| match error {
         DeviceError::PinRefused(why) => {
-            let pin_file = pin_file.as_deref().unwrap_or(Path::new("the pin_file")).display();
+            let pin_file = pin_file.unwrap_or(Path::new("the pin_file")).display();
             Failure::new(format!("{name} stays latched: {why}"))
                 .hint(format!("make sure that {pin_file} holds the right PIN; signetctl device unlatch {name} --force has it tried even where it may be a refused one"))
         }

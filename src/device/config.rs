@@ -1,7 +1,7 @@
 //! What a device process is told when it starts: paths of secrets, never secrets.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -22,6 +22,17 @@ pub struct DeviceConfig {
     pub queue: usize,
     /// Where a refused PIN is remembered.
     pub latch_file: PathBuf,
+}
+
+impl DeviceConfig {
+    /// The file of what it is logged in to with, where there is one.
+    #[must_use]
+    pub fn pin_file(&self) -> Option<&Path> {
+        match &self.kind {
+            DeviceKind::Pkcs11(pkcs11) => pkcs11.pin_file.as_deref(),
+            DeviceKind::Tpm(tpm) => tpm.pin_file.as_deref(),
+        }
+    }
 }
 
 /// The kinds of device.

@@ -321,7 +321,7 @@ pub fn init(
         #[cfg(feature = "pkcs11")]
         DeviceKind::Pkcs11(pkcs11) => pkcs11::init(pkcs11, so_pin).map(|()| None),
         #[cfg(feature = "tpm")]
-        DeviceKind::Tpm(tpm) => tpm::init(config, tpm).map(Some),
+        DeviceKind::Tpm(tpm) => tpm::init(tpm).map(Some),
         #[cfg(not(all(feature = "pkcs11", feature = "tpm")))]
         _ => Err(unsupported(config)),
     }

@@ -47,7 +47,7 @@ fn recorded_life() {
     let owner = settings.folder.path().join("owner");
     fs::write(&owner, OWNER).unwrap();
     settings.tpm.owner_auth_file = Some(owner);
-    settings.tpm.parent = Some(tpm::init(&settings.device, &settings.tpm).unwrap());
+    settings.tpm.parent = Some(tpm::init(&settings.tpm).unwrap());
     if std::env::var_os(PLAIN).is_some() {
         settings.tpm.session = TpmSession::Plain;
     }

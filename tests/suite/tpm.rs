@@ -320,7 +320,7 @@ fn only_a_storage_key_with_no_da_becomes_the_parent() {
         tool(&swtpm, "tpm2_createprimary", &["-Q", "-G", scheme, "-a", attributes, "-c", &context]);
         tool(&swtpm, "tpm2_evictcontrol", &["-Q", "-c", &context, parent]);
         tool(&swtpm, "tpm2_flushcontext", &["-Q", "-t"]);
-        let refused = tpm::init(&settings.device, &settings.tpm).unwrap_err();
+        let refused = tpm::init(&settings.tpm).unwrap_err();
         assert!(matches!(&refused, DeviceError::Misconfigured(text) if text.contains(why)), "{refused}");
         tool(&swtpm, "tpm2_evictcontrol", &["-Q", "-c", parent]);
     }
@@ -332,7 +332,7 @@ fn only_a_storage_key_with_no_da_becomes_the_parent() {
     );
     tool(&swtpm, "tpm2_evictcontrol", &["-Q", "-c", &context, parent]);
     let settings = TpmSettings::initialised(&swtpm.tcti(), Some(AUTH));
-    assert_eq!(tpm::init(&settings.device, &settings.tpm).unwrap(), settings.tpm.parent.clone().unwrap());
+    assert_eq!(tpm::init(&settings.tpm).unwrap(), settings.tpm.parent.clone().unwrap());
     let mut provision = tpm::provision(&settings.device, &settings.tpm, false).unwrap();
     let created = provision.import(&keys::rsa(), "under an RSA parent").unwrap();
     signs(&mut *provision, &created.locator, &created.public_key, Algorithm::Rs256);
@@ -343,12 +343,12 @@ fn the_owners_auth_value_is_needed_where_one_is_set() {
     let Some(swtpm) = SwTpm::start() else { return };
     tool(&swtpm, "tpm2_changeauth", &["-Q", "-c", "owner", "owner's secret"]);
     let mut settings = TpmSettings::new(&swtpm.tcti(), Some(AUTH));
-    let refused = tpm::init(&settings.device, &settings.tpm).unwrap_err();
+    let refused = tpm::init(&settings.tpm).unwrap_err();
     assert!(matches!(&refused, DeviceError::Misconfigured(text) if text.contains("owner_auth_file")), "{refused}");
     let file = settings.folder.path().join("owner");
     fs::write(&file, "owner's secret\n").unwrap();
     settings.tpm.owner_auth_file = Some(file);
-    settings.tpm.parent = Some(tpm::init(&settings.device, &settings.tpm).unwrap());
+    settings.tpm.parent = Some(tpm::init(&settings.tpm).unwrap());
     let key = generated(&settings, Algorithm::Es256, true);
     let mut provision = tpm::provision(&settings.device, &settings.tpm, true).unwrap();
     signs(&mut *provision, &key.locator, &key.public_key, Algorithm::Es256);

@@ -8,13 +8,13 @@ use tss_esapi::interface_types::session_handles::AuthSession;
 
 use super::connection::{self, auth_value, hmac_session, name, persistent};
 use super::{classified, public};
-use crate::device::{DeviceConfig, DeviceError, Pin, TpmConfig, TpmParent};
+use crate::device::{DeviceError, Pin, TpmConfig, TpmParent};
 
 /// Makes the parent of all keys persistent, or finds it, and returns what pins it.
 ///
 /// # Errors
 /// [`DeviceError`], classified; `Misconfigured` where what stands at the parent's handle can't be one.
-pub fn init(_config: &DeviceConfig, tpm: &TpmConfig) -> Result<TpmParent, DeviceError> {
+pub fn init(tpm: &TpmConfig) -> Result<TpmParent, DeviceError> {
     let mut context = connection::context(&tpm.tcti)?;
     let object = match persistent(&mut context, PARENT)? {
         Some(object) => object,

@@ -148,7 +148,7 @@ impl TpmSettings {
     /// The same after `device init`.
     pub(crate) fn initialised(tcti: &str, pin: Option<&str>) -> Self {
         let mut settings = Self::new(tcti, pin);
-        settings.tpm.parent = Some(tpm::init(&settings.device, &settings.tpm).unwrap());
+        settings.tpm.parent = Some(tpm::init(&settings.tpm).unwrap());
         settings.device.kind = DeviceKind::Tpm(settings.tpm.clone());
         settings
     }
