@@ -240,9 +240,9 @@ fn of_keyring(config: &Config) -> Vec<Finding> {
         let issue = format!("signetctl key certificate {kid}; then upload it to Google again");
         if certified.as_ref() != Some(&key.public_key) {
             findings.push(Finding::bad(format!("key {kid}: its certificate is missing, or is another key's"), issue));
-        } else if key.state != KeyState::Retired && status::expiry(config, kid).1 {
+        } else if key.state != KeyState::Retired && status::expiry_note(config, kid).1 {
             findings.push(Finding::bad(
-                format!("key {kid}: its certificate ends at {}", status::expiry(config, kid).0),
+                format!("key {kid}: its certificate ends at {}", status::expiry_note(config, kid).0),
                 issue,
             ));
         }

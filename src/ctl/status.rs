@@ -64,7 +64,7 @@ pub(super) fn daemon(socket: &Path) -> Result<bool, Failure> {
 }
 
 /// What is worth knowing about when a key's certificate ends.
-pub(super) fn expiry(config: &Config, kid: &crate::key::KeyId) -> (String, bool) {
+pub(super) fn expiry_note(config: &Config, kid: &crate::key::KeyId) -> (String, bool) {
     let Some(expires) = key::expiry(config, kid) else {
         return ("no certificate".to_owned(), true);
     };
@@ -96,7 +96,7 @@ fn keys(config: &Config, keyring: &Keyring) -> String {
                 KeyState::Prepared => "prepared",
                 KeyState::Retired => "retired",
             };
-            let expires = expiry(config, &key.kid).0;
+            let expires = expiry_note(config, &key.kid).0;
             let cells = [key.account.as_str(), key.kid.as_str(), key.device.as_str(), state, &expires];
             rows.push(cells.map(str::to_owned).to_vec());
         }

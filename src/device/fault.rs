@@ -1,7 +1,6 @@
 //! What each code of a TPM or a PKCS#11 module means for a request: one table for both.
 
-use self::Class::{Away, Integrity, Misconfigured, Permanent, PinRefused, Transient, Unsupported};
-use super::DeviceError;
+use super::DeviceError::{self, Away, Integrity, Misconfigured, Permanent, PinRefused, Transient, Unsupported};
 
 /// Classifies a TSS2_RC: the layer stands in bits 16 to 23. `detail` says what was tried.
 #[must_use]
@@ -12,7 +11,7 @@ pub fn tpm(code: u32, detail: &str) -> DeviceError {
         // A context that failed once in a layer of software answers nothing right again.
         _ => look_up(LAYERS, u64::from(code)).unwrap_or((Away, "the connection to the TPM failed")),
     };
-    error(class, format!("{detail}: {meaning} ({code:#x})"))
+    class(format!("{detail}: {meaning} ({code:#x})"))
 }
 
 /// Classifies a CK_RV. `detail` says what was tried.
@@ -23,20 +22,11 @@ pub fn pkcs11(code: u64, detail: &str) -> DeviceError {
     } else {
         (Away, "an unexpected error")
     });
-    error(class, format!("{detail}: {meaning} ({code:#x})"))
+    class(format!("{detail}: {meaning} ({code:#x})"))
 }
 
-/// The variants of [`DeviceError`] that a device's code can mean.
-#[derive(Clone, Copy, Debug)]
-enum Class {
-    Transient,
-    Away,
-    PinRefused,
-    Permanent,
-    Integrity,
-    Unsupported,
-    Misconfigured,
-}
+/// The variant of [`DeviceError`] that a device's code means.
+type Class = fn(String) -> DeviceError;
 
 /// Code, class, and what it means to a person. The TPM's format-one codes stand without number and kind of the
 /// parameter, handle or session at fault, see [`base`].
@@ -147,18 +137,6 @@ const fn unknown_tpm_code(code: u32) -> (Class, &'static str) {
         (Away, "an unexpected answer of the TPM")
     } else {
         (Permanent, "the TPM does not take the command for this key")
-    }
-}
-
-fn error(class: Class, text: String) -> DeviceError {
-    match class {
-        Transient => DeviceError::Transient(text),
-        Away => DeviceError::Away(text),
-        PinRefused => DeviceError::PinRefused(text),
-        Permanent => DeviceError::Permanent(text),
-        Integrity => DeviceError::Integrity(text),
-        Unsupported => DeviceError::Unsupported(text),
-        Misconfigured => DeviceError::Misconfigured(text),
     }
 }
 

@@ -48,7 +48,7 @@ pub fn self_signed(
     public_key: &PublicKey,
     algorithm: Algorithm,
     profile: &Profile<'_>,
-    sign: &dyn Fn(&Digest) -> Result<Signature, String>,
+    sign: impl FnOnce(&Digest) -> Result<Signature, String>,
 ) -> Result<String, CertificateError> {
     let template = Template::new(public_key, algorithm)?;
     // What rcgen makes of it is dropped, but for what it had signed: it knows no RSASSA-PSS.
@@ -231,7 +231,7 @@ mod tests {
     /// aws-lc-rs signs messages, the callback gets digests: the message is what the certificate itself says was signed.
     fn certificate(key: &PublicKey, algorithm: Algorithm, signer: &Signer, serial: [u8; 16]) -> String {
         let unsigned = |_digest: &Digest| Ok(Signature::from_bytes(vec![1; 64]));
-        let draft = self_signed(key, algorithm, &profile(serial), &unsigned).unwrap();
+        let draft = self_signed(key, algorithm, &profile(serial), unsigned).unwrap();
         let message = Certificate::from_pem(draft).unwrap().tbs_certificate().to_der().unwrap();
         let sign = |digest: &Digest| {
             assert_eq!(*digest, Digest::of(algorithm.hash(), &message));
@@ -239,7 +239,7 @@ mod tests {
             key.verify(algorithm, digest, &signature).map_err(|bad| bad.to_string())?;
             Ok(signature)
         };
-        self_signed(key, algorithm, &profile(serial), &sign).unwrap()
+        self_signed(key, algorithm, &profile(serial), sign).unwrap()
     }
 
     fn openssl(arguments: &[&str], input: &str) -> String {
@@ -307,10 +307,10 @@ mod tests {
     fn the_signers_error_and_impossible_profiles_are_told() {
         let (key, _signer) = ec();
         let refuse = |_digest: &Digest| Err("the device is away".to_owned());
-        let error = self_signed(&key, Algorithm::Es256, &profile([1; 16]), &refuse).unwrap_err();
+        let error = self_signed(&key, Algorithm::Es256, &profile([1; 16]), refuse).unwrap_err();
         assert_eq!(error.to_string(), "the device is away");
         let forever = Profile { validity: Duration::from_secs(86_400 * 366 * 9000), ..profile([1; 16]) };
-        assert!(matches!(self_signed(&key, Algorithm::Es256, &forever, &refuse), Err(CertificateError::Malformed(_))));
+        assert!(matches!(self_signed(&key, Algorithm::Es256, &forever, refuse), Err(CertificateError::Malformed(_))));
         assert!(validity("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
         assert!(public_key("").is_err());
     }

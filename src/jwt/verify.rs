@@ -278,7 +278,7 @@ mod tests {
             };
             // Nobody checks the signature of a certificate that is its own trust.
             let unsigned = |_digest: &_| Ok(Signature::from_bytes(vec![1; 64]));
-            let pem = certificate::self_signed(&public_key, algorithm, &profile, &unsigned).unwrap();
+            let pem = certificate::self_signed(&public_key, algorithm, &profile, unsigned).unwrap();
             let keys = [PublishedKey { kid: &kid, algorithm, public_key: &public_key, certificate: &pem }];
             (jwk::jwks(&keys), jwk::x509_map(&keys))
         }

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::device::Provision;
 use crate::file;
 use crate::jwt::certificate::{self, Profile};
-use crate::key::{Algorithm, KeyId, KeyLocator, PublicKey};
+use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey};
 use crate::keyring::{KeyRecord, Keyring};
 
 #[derive(Debug, Subcommand)]
@@ -116,13 +116,12 @@ fn issue(
         validity: day * profile.days,
         serial,
     };
-    let device = std::cell::RefCell::new(device);
-    let sign = |digest: &crate::key::Digest| {
-        let signature = device.borrow_mut().sign(locator, algorithm, digest).map_err(|error| error.to_string())?;
+    let sign = |digest: &Digest| {
+        let signature = device.sign(locator, algorithm, digest).map_err(|error| error.to_string())?;
         public_key.verify(algorithm, digest, &signature).map_err(|error| format!("the key was tried: {error}"))?;
         Ok(signature)
     };
-    certificate::self_signed(public_key, algorithm, &profile, &sign).map_err(Failure::new)
+    certificate::self_signed(public_key, algorithm, &profile, sign).map_err(Failure::new)
 }
 
 /// The key of an id, or an error that lists those there are.

@@ -80,7 +80,6 @@ impl SoftHsm {
     }
 
     /// The same device as text for a configuration file.
-    #[allow(dead_code, reason = "for the tests of daemon and signetctl")]
     pub(crate) fn toml(&self) -> String {
         format!(
             "[[device]]\nname = \"hsm\"\nkind = \"pkcs11\"\nmodule = {:?}\ntoken = {LABEL:?}\npin_file = {:?}\nsessions = 2\n\
