@@ -36,3 +36,15 @@ pub mod proto {
     /// Every compiled proto, for server reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
+
+impl From<key::Algorithm> for proto::Algorithm {
+    fn from(algorithm: key::Algorithm) -> Self {
+        match algorithm {
+            key::Algorithm::Rs256 => Self::Rs256,
+            key::Algorithm::Rs384 => Self::Rs384,
+            key::Algorithm::Rs512 => Self::Rs512,
+            key::Algorithm::Ps256 => Self::Ps256,
+            key::Algorithm::Es256 => Self::Es256,
+        }
+    }
+}

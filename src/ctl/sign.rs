@@ -126,7 +126,7 @@ pub(crate) fn blob(options: BlobOptions, global: &Global) -> Result<(), Failure>
         failure.or_hint("for more than 1 MiB: openssl dgst -sha256 -binary FILE | signetctl sign-blob --digest -")
     })?;
     let input = if options.digest { Input::Digest(bytes.into()) } else { Input::Payload(bytes.into()) };
-    let algorithm = options.algorithm.map_or(proto::Algorithm::Unspecified, wire_algorithm);
+    let algorithm = options.algorithm.map_or(proto::Algorithm::Unspecified, proto::Algorithm::from);
     let request =
         proto::SignBlobRequest { account: email(options.account), input: Some(input), algorithm: algorithm.into() };
     let response = client::call(global, |mut client| async move { client.sign_blob(request).await })?;
@@ -236,16 +236,6 @@ impl Published {
 
 fn email(account: Option<AccountEmail>) -> String {
     account.map(String::from).unwrap_or_default()
-}
-
-const fn wire_algorithm(algorithm: key::Algorithm) -> proto::Algorithm {
-    match algorithm {
-        key::Algorithm::Rs256 => proto::Algorithm::Rs256,
-        key::Algorithm::Rs384 => proto::Algorithm::Rs384,
-        key::Algorithm::Rs512 => proto::Algorithm::Rs512,
-        key::Algorithm::Ps256 => proto::Algorithm::Ps256,
-        key::Algorithm::Es256 => proto::Algorithm::Es256,
-    }
 }
 
 fn wire_duration(duration: Duration) -> Result<prost_types::Duration, Failure> {

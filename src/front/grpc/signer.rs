@@ -35,7 +35,7 @@ impl proto::signer_server::Signer for Service {
         });
         let Signed { kid, algorithm, value } = signed.await?;
         let signature = value.into_bytes().into();
-        let algorithm = algorithm_to(algorithm).into();
+        let algorithm = proto::Algorithm::from(algorithm).into();
         Ok(Response::new(proto::SignBlobResponse { key_id: kid.into(), signature, algorithm }))
     }
 
@@ -97,7 +97,7 @@ impl proto::signer_server::Signer for Service {
             email: account.email.into(),
             project_id: account.project_id.unwrap_or_default(),
             key_id: key.kid().to_string(),
-            algorithm: algorithm_to(key.algorithm()).into(),
+            algorithm: proto::Algorithm::from(key.algorithm()).into(),
         }))
     }
 }
@@ -112,16 +112,6 @@ fn algorithm_of(algorithm: i32) -> Result<Option<key::Algorithm>, SignError> {
         proto::Algorithm::Ps256 => Some(key::Algorithm::Ps256),
         proto::Algorithm::Es256 => Some(key::Algorithm::Es256),
     })
-}
-
-const fn algorithm_to(algorithm: key::Algorithm) -> proto::Algorithm {
-    match algorithm {
-        key::Algorithm::Rs256 => proto::Algorithm::Rs256,
-        key::Algorithm::Rs384 => proto::Algorithm::Rs384,
-        key::Algorithm::Rs512 => proto::Algorithm::Rs512,
-        key::Algorithm::Ps256 => proto::Algorithm::Ps256,
-        key::Algorithm::Es256 => proto::Algorithm::Es256,
-    }
 }
 
 fn published(key: &Key) -> PublishedKey<'_> {
