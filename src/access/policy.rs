@@ -45,6 +45,22 @@ pub struct Request<'a> {
     pub lifetime: Option<Duration>,
 }
 
+impl<'a> Request<'a> {
+    /// A request for an operation alone, with nothing in it that a rule could limit.
+    #[must_use]
+    pub const fn new(account: &'a AccountEmail, operation: Operation) -> Self {
+        Self {
+            account,
+            operation,
+            audiences: Vec::new(),
+            scopes: Vec::new(),
+            claims: Vec::new(),
+            blob: None,
+            lifetime: None,
+        }
+    }
+}
+
 /// Proof that a caller may do one thing with one account. Only [`Policy::authorize`] makes it.
 #[derive(Clone, Debug)]
 pub struct Permit {
@@ -246,7 +262,7 @@ mod tests {
     }
 
     fn request(account: &AccountEmail, operation: Operation) -> Request<'_> {
-        Request { account, operation, audiences: vec![], scopes: vec![], claims: vec![], blob: None, lifetime: None }
+        Request::new(account, operation)
     }
 
     fn globs(patterns: &[&str]) -> Option<Vec<Glob>> {

@@ -71,15 +71,9 @@ impl Claims {
     /// What policy is asked before they are signed, in whichever rpc they came.
     #[must_use]
     pub fn request<'a>(&'a self, account: &'a AccountEmail, now: SystemTime) -> Request<'a> {
-        Request {
-            account,
-            operation: Operation::SignJwt,
-            audiences: self.audiences(),
-            scopes: self.scopes(),
-            claims: self.others(),
-            blob: None,
-            lifetime: self.lifetime(now),
-        }
+        let (audiences, scopes, claims) = (self.audiences(), self.scopes(), self.others());
+        let lifetime = self.lifetime(now);
+        Request { audiences, scopes, claims, lifetime, ..Request::new(account, Operation::SignJwt) }
     }
 
     /// Makes the claims fit to be signed for an account: `iss`, `sub`, `email` and their like may only be its own;

@@ -176,8 +176,7 @@ impl Target {
             Self::Audience(audience) => (vec![audience.as_str()], vec![]),
             Self::Scopes(scopes) => (vec![], scopes.iter().map(String::as_str).collect()),
         };
-        let operation = Operation::MintAccessToken;
-        Request { account, operation, audiences, scopes, claims: vec![], blob: None, lifetime }
+        Request { audiences, scopes, lifetime, ..Request::new(account, Operation::MintAccessToken) }
     }
 
     fn claim(&self) -> Result<(&'static str, Value), InvalidClaims> {

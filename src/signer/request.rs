@@ -75,8 +75,8 @@ impl<'a> Judged<'a> {
     pub(super) fn request<'b>(&'b self, account: &'b AccountEmail, now: SystemTime) -> Request<'b> {
         match (&self.shape, self.bytes) {
             (Shape::Jwt(claims), _) => claims.request(account, now),
-            (_, Bytes::Digest(_)) => bare(account, Operation::SignDigest),
-            (_, Bytes::Message(blob)) => Request { blob: Some(blob), ..bare(account, Operation::SignBlob) },
+            (_, Bytes::Digest(_)) => Request::new(account, Operation::SignDigest),
+            (_, Bytes::Message(blob)) => Request { blob: Some(blob), ..Request::new(account, Operation::SignBlob) },
         }
     }
 
@@ -112,9 +112,11 @@ impl Body {
         match self {
             Self::Claims(claims) => claims.request(account, now),
             Self::AccessToken { target, lifetime } => target.request(account, *lifetime),
-            Self::IdToken { audience, lifetime, .. } => {
-                Request { audiences: vec![audience], lifetime: *lifetime, ..bare(account, Operation::MintIdToken) }
-            }
+            Self::IdToken { audience, lifetime, .. } => Request {
+                audiences: vec![audience],
+                lifetime: *lifetime,
+                ..Request::new(account, Operation::MintIdToken)
+            },
         }
     }
 
@@ -178,11 +180,6 @@ fn invalid(field: &'static str, InvalidClaims(text): InvalidClaims) -> SignError
     let found = named.into_iter().find_map(|(prefix, field)| Some((field, text.strip_prefix(prefix)?)));
     let (field, problem) = found.unwrap_or((field, &text));
     SignError::invalid(field, problem)
-}
-
-fn bare(account: &AccountEmail, operation: Operation) -> Request<'_> {
-    let (audiences, scopes, claims) = (Vec::new(), Vec::new(), Vec::new());
-    Request { account, operation, audiences, scopes, claims, blob: None, lifetime: None }
 }
 
 /// Renewed at three quarters of its lifetime, such a JWT has 7.5 minutes left: time to renew it before it has 5.
