@@ -20,9 +20,9 @@ pub enum Bytes<'a> {
 
 /// What a JWT is to say.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub enum JwtBody {
-    /// A caller's claims, a JSON object.
-    Claims(String),
+pub enum JwtBody<C = String> {
+    /// A caller's claims: a JSON object, as text before it is read.
+    Claims(C),
     /// A JWT access token.
     AccessToken {
         /// What it is for.
@@ -100,12 +100,8 @@ impl JwtBody {
     }
 }
 
-/// A [`JwtBody`] that was read.
-pub(super) enum Body {
-    Claims(Claims),
-    AccessToken { target: Target, lifetime: Option<Duration> },
-    IdToken { audience: String, include_email: bool, lifetime: Option<Duration> },
-}
+/// A [`JwtBody`] whose claims were read.
+pub(super) type Body = JwtBody<Claims>;
 
 impl Body {
     pub(super) fn request<'a>(&'a self, account: &'a AccountEmail, now: SystemTime) -> Request<'a> {
