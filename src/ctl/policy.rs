@@ -13,8 +13,7 @@ use super::sign::lifetime;
 use super::{Global, read, table};
 use crate::access::{AccountEmail, Caller, Executable, Operation, Request};
 use crate::jwt::claims::Claims;
-use crate::jwt::jws::Shape;
-use crate::jwt::shape_of;
+use crate::jwt::jws::{Shape, shape};
 use crate::key::{Digest, Hash};
 
 #[derive(Debug, Subcommand)]
@@ -122,7 +121,7 @@ fn claims(options: &ExplainOptions, blob: Option<&[u8]>, now: SystemTime) -> Res
             Claims::parse(&text).map(Some).map_err(|error| Failure::usage(error).context(path.display()))
         }
         // The daemon judges a blob that is a JWT's signing input by its claims, and refuses what only looks like one.
-        (None, Some(blob)) if options.operation == Operation::SignBlob => match shape_of(blob, &options.account, now) {
+        (None, Some(blob)) if options.operation == Operation::SignBlob => match shape(blob, &options.account, now) {
             Shape::Blob => Ok(None),
             Shape::Jwt(claims) => Ok(Some(claims)),
             Shape::Refused(reason) => Err(Failure::with(Exit::Refused, reason).hint("signetctl sign-jwt signs claims")),

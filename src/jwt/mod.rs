@@ -226,12 +226,6 @@ pub fn lifetime(permit: &Permit) -> Duration {
     allowed.requested.or(allowed.limit.map(|limit| limit.min(MAX_LIFETIME))).unwrap_or(MAX_LIFETIME)
 }
 
-/// Judges what a blob is (see [`jws::Shape`]) for an account.
-#[must_use]
-pub fn shape_of(blob: &[u8], account: &AccountEmail, now: SystemTime) -> jws::Shape {
-    jws::shape(blob, account, now)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::{Key, SignError};
 use crate::access::{AccountEmail, Operation, Permit, Request};
 use crate::jwt::claims::{Claims, InvalidClaims};
-use crate::jwt::jws::Shape;
+use crate::jwt::jws::{self, Shape};
 use crate::jwt::{self, Header, Target, UnsignedJwt};
 use crate::key::{Digest, Hash};
 
@@ -50,7 +50,7 @@ pub(super) struct Judged<'a> {
 impl<'a> Bytes<'a> {
     pub(super) fn judge(self, account: &AccountEmail, now: SystemTime) -> Judged<'a> {
         let shape = match self {
-            Self::Message(message) => jwt::shape_of(message, account, now),
+            Self::Message(message) => jws::shape(message, account, now),
             Self::Digest(_) => Shape::Blob,
         };
         Judged { bytes: self, shape }
