@@ -65,6 +65,13 @@ pub struct Signed<T> {
     pub value: T,
 }
 
+/// What a key is asked to sign: the digest of something that the signature makes whole.
+struct ToSign<T> {
+    algorithm: Algorithm,
+    digest: Digest,
+    of: T,
+}
+
 impl Signer {
     /// Puts the parts together.
     #[must_use]
@@ -114,10 +121,10 @@ impl Signer {
         let signable = judged.into_signable()?;
         let prepare = |key: &Key| {
             let algorithm = algorithm.unwrap_or(key.algorithm());
-            Ok((algorithm, signable.digest(algorithm.hash())?, ()))
+            Ok(ToSign { algorithm, digest: signable.digest(algorithm.hash())?, of: () })
         };
-        let (key, algorithm, signature, ()) = self.sign(call, &permit, record, prepare).await?;
-        Ok(Signed { kid: key.kid().clone(), algorithm, value: signature })
+        let (key, ToSign { algorithm, .. }, value) = self.sign(call, &permit, record, prepare).await?;
+        Ok(Signed { kid: key.kid().clone(), algorithm, value })
     }
 
     async fn jwt(
@@ -150,11 +157,10 @@ impl Signer {
         let issued = SystemTime::now();
         let prepare = |key: &Key| {
             let unsigned = body.unsigned(permit, key, issued)?;
-            let digest = unsigned.digest();
-            Ok((key.algorithm(), digest, (unsigned, digest)))
+            Ok(ToSign { algorithm: key.algorithm(), digest: unsigned.digest(), of: unsigned })
         };
-        let (key, algorithm, signature, (unsigned, digest)) = self.sign(call, permit, record, prepare).await?;
-        Ok(Minted { key, algorithm, digest, jwt: unsigned.into_jwt(&signature), issued })
+        let (key, ToSign { algorithm, digest, of }, signature) = self.sign(call, permit, record, prepare).await?;
+        Ok(Minted { key, algorithm, digest, jwt: of.into_jwt(&signature), issued })
     }
 
     /// Asks the account's keys in turn: the next one only where the device of the one before can't.
@@ -163,17 +169,18 @@ impl Signer {
         call: &Call<'_>,
         permit: &Permit,
         record: &mut Record,
-        prepare: impl Fn(&Key) -> Result<(Algorithm, Digest, T), SignError>,
-    ) -> Result<(Arc<Key>, Algorithm, Signature, T), SignError> {
+        prepare: impl Fn(&Key) -> Result<ToSign<T>, SignError>,
+    ) -> Result<(Arc<Key>, ToSign<T>, Signature), SignError> {
         let mut failure = SignError::no_key();
         for key in self.keyring.load().active(&permit.account().email) {
-            let (algorithm, digest, prepared) = prepare(&key)?;
+            let to_sign = prepare(&key)?;
+            let ToSign { algorithm, digest, .. } = to_sign;
             if algorithm.key_type() != key.algorithm().key_type() {
                 return Err(SignError::invalid("algorithm", format!("this account's key can't sign {algorithm}")));
             }
             record.signing(key.kid(), key.device(), &digest);
             match key.sign(algorithm, digest, call.deadline, call.caller.uid).await {
-                Ok(signature) => return Ok((key, algorithm, signature, prepared)),
+                Ok(signature) => return Ok((key, to_sign, signature)),
                 Err(error) => failure = error.into(),
             }
             if !failure.is_of_one_device() {
