@@ -67,7 +67,7 @@ async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>)
     let mut beside = JoinSet::new();
     beside.spawn(Arc::clone(&signer).renew());
     beside.spawn(supervisor::feed_watchdog(Arc::clone(&signer)));
-    tracing::info!(socket = %config.listen.grpc.display(), accounts = config.accounts.len(), "serving");
+    tracing::info!(socket = %config.listen.grpc.display(), accounts = config.policy.accounts().len(), "serving");
 
     let (stop, stopped) = channel::channel(());
     let stopping = async move { drop(stopped.clone().changed().await) };

@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::unistd::{Group, User};
 use toml::Spanned;
 
-use crate::access::{Account, Policy};
+use crate::access::Policy;
 pub use crate::audit::{Fsync, Rotation};
 use crate::device::DeviceConfig;
 use crate::file::StateDir;
@@ -38,8 +38,6 @@ pub struct Config {
     pub listen: Listen,
     /// The devices, in order of preference.
     pub devices: Vec<DeviceConfig>,
-    /// The accounts.
-    pub accounts: Vec<Account>,
     /// Accounts and rules, compiled.
     pub policy: Policy,
     /// The audit log.
@@ -89,11 +87,11 @@ impl Config {
             StateDir::new(folder.join(written.state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))));
         trust_state(&state_dir).map_err(|untrusted| distrust(&path, &untrusted))?;
         let accounts = rules::accounts(source, written.account)?;
+        let rules = rules::compile(source, &accounts, written.allow)?;
         Ok(Self {
             listen: Listen::new(source, folder, written.listen)?,
             devices: devices::compile(source, folders, &state_dir, written.device)?,
-            policy: Policy::new(accounts.clone(), rules::compile(source, &accounts, written.allow)?),
-            accounts,
+            policy: Policy::new(accounts, rules),
             audit: Audit::new(source, folder, &state_dir, written.audit)?,
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),

@@ -23,7 +23,7 @@ pub(crate) fn run(command: ConfigCommand, global: &Global) -> Result<(), Failure
     let keys = Keyring::load(&config.state_dir)?.keys.len();
     let devices: Vec<_> =
         config.devices.iter().map(|device| format!("{} ({})", device.name, place(device).0)).collect();
-    let accounts: Vec<_> = config.accounts.iter().map(|account| account.email.to_string()).collect();
+    let accounts: Vec<_> = config.policy.accounts().iter().map(|account| account.email.to_string()).collect();
     let rules = config.policy.rules().len();
     let json = json!({ "ok": true, "devices": devices, "accounts": accounts, "rules": rules, "keys": keys });
     let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };

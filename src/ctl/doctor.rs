@@ -229,7 +229,7 @@ fn of_keyring(config: &Config) -> Vec<Finding> {
                 format!("add it to {}", config.path.display()),
             ));
         }
-        if !config.accounts.iter().any(|account| account.email == key.account) {
+        if !config.policy.accounts().iter().any(|account| account.email == key.account) {
             findings.push(Finding::bad(
                 format!("key {kid}: its account {} is not configured", key.account),
                 format!("add it to {}", config.path.display()),
@@ -247,7 +247,7 @@ fn of_keyring(config: &Config) -> Vec<Finding> {
             ));
         }
     }
-    for account in &config.accounts {
+    for account in config.policy.accounts() {
         if keyring.active(&account.email).is_empty() {
             findings.push(Finding::bad(
                 format!("account {}: no active key", account.email),
@@ -263,8 +263,11 @@ fn of_keyring(config: &Config) -> Vec<Finding> {
 
 fn of_policy(config: &Config) -> Vec<Finding> {
     let rules = config.policy.rules();
-    let unused =
-        config.accounts.iter().filter(|account| !rules.iter().any(|rule| rule.accounts.contains(&account.email)));
+    let unused = config
+        .policy
+        .accounts()
+        .iter()
+        .filter(|account| !rules.iter().any(|rule| rule.accounts.contains(&account.email)));
     let mut findings: Vec<_> = unused
         .map(|account| {
             Finding::bad(

@@ -35,7 +35,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     let accounts = match options.account {
         Some(account) => vec![account],
-        None => global.load()?.accounts.into_iter().map(|account| account.email).collect(),
+        None => global.load()?.policy.accounts().iter().map(|account| account.email.clone()).collect(),
     };
     let mut written = Vec::new();
     for account in accounts {

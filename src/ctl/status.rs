@@ -83,7 +83,7 @@ fn devices(config: &Config) -> String {
 
 fn keys(config: &Config, keyring: &Keyring) -> String {
     let mut rows = vec![["ACCOUNT", "KID", "DEVICE", "STATE", "CERTIFICATE EXPIRES"].map(str::to_owned).to_vec()];
-    for account in &config.accounts {
+    for account in config.policy.accounts() {
         let mut of_account = keyring.keys.iter().filter(|key| key.account == account.email).peekable();
         if of_account.peek().is_none() {
             rows.push([account.email.as_str(), "no key: signetctl key generate"].map(str::to_owned).to_vec());
@@ -121,8 +121,12 @@ fn described(config: &Config, keyring: &Keyring) -> serde_json::Value {
             })
             .collect::<Vec<_>>()
     };
-    let accounts: Vec<_> =
-        config.accounts.iter().map(|account| json!({ "email": account.email, "keys": keys(&account.email) })).collect();
+    let accounts: Vec<_> = config
+        .policy
+        .accounts()
+        .iter()
+        .map(|account| json!({ "email": account.email, "keys": keys(&account.email) }))
+        .collect();
     json!({ "devices": devices, "accounts": accounts })
 }
 

@@ -169,8 +169,8 @@ fn everything_that_is_written_arrives() {
     assert!(config.audit.path.ends_with("a.log"));
     assert_eq!(config.audit.fsync, Fsync::Always);
     assert_eq!(config.max_client_cache_time, Duration::from_secs(3600));
-    assert_eq!(config.accounts[0].project_id.as_deref(), Some("project"));
-    assert!(config.accounts[0].default);
+    assert_eq!(config.policy.accounts()[0].project_id.as_deref(), Some("project"));
+    assert!(config.policy.accounts()[0].default);
     let rule = &config.policy.rules()[0];
     assert_eq!((rule.users.as_deref(), rule.groups.as_deref()), (Some(&[0, 1234][..]), Some(&[0, 77][..])));
     assert_eq!(rule.operations, [Operation::SignJwt]);
@@ -248,7 +248,7 @@ fn a_first_configuration_has_no_account_yet() {
     let folder = Folder::new();
     let text = folder.text();
     let config = folder.load(&text[..text.find("[[account]]").unwrap()]).unwrap();
-    assert!(config.accounts.is_empty() && config.policy.rules().is_empty());
+    assert!(config.policy.accounts().is_empty() && config.policy.rules().is_empty());
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn find<'a>(keyring: &'a mut Keyring, kid: &KeyId) -> Result<&'a mut KeyRecord, 
 
 /// The account that a key is for: the one given, else the only or default one.
 fn account(config: &Config, given: Option<AccountEmail>) -> Result<AccountEmail, Failure> {
-    let configured: Vec<_> = config.accounts.iter().map(|account| account.email.as_str()).collect();
+    let configured: Vec<_> = config.policy.accounts().iter().map(|account| account.email.as_str()).collect();
     let add = || format!("add an [[account]] with it to {}", config.path.display());
     match given {
         Some(email) if configured.contains(&email.as_str()) => Ok(email),
