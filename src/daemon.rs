@@ -51,7 +51,7 @@ async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>)
     let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     let start = |device: &DeviceConfig| Handle::start(device.clone(), launcher.clone());
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
-    let stamp = watch::stamp(&config);
+    let stamp = watch::stamp(&config.state_dir);
     let keyring = Keyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
     let listener = match socket {
         Some(socket) => Listener::adopt(socket, &config.listen.grpc)?,

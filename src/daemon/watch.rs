@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch as channel};
-use tokio::task::JoinHandle;
+use tokio::task::{self, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::supervisor;
 use crate::config::Config;
 use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health as DeviceHealth};
+use crate::file::StateDir;
 use crate::front::grpc::Health;
 use crate::key::KeyId;
+use crate::keyring::KeyringError;
 use crate::signer::{Devices, Key, Keyring, Signer};
 
 /// What is looked after.
@@ -35,6 +37,9 @@ struct Seen {
     keyring: Option<Stamp>,
     /// What came of the last check of each active key against its device, since the device was opened.
     checks: BTreeMap<KeyId, Result<(), DeviceError>>,
+    /// The checks on their way, and which of them is still wanted for a key.
+    checking: JoinSet<(Arc<Key>, Result<(), DeviceError>)>,
+    wanted: BTreeMap<KeyId, task::Id>,
     can_sign: bool,
     /// Whether the supervisor was told that we are ready.
     ready: bool,
@@ -60,16 +65,25 @@ impl Watch {
                     changed = reloads.changed() => match changed {
                         Ok(()) if seen.ready => {
                             supervisor::tell_reloading();
-                            self.reload(&mut seen);
+                            self.reload(&mut seen).await;
                             supervisor::tell(&[supervisor::State::Ready]);
                         }
-                        Ok(()) => self.reload(&mut seen),
+                        Ok(()) => self.reload(&mut seen).await,
                         Err(_daemon_ends) => return,
                     },
+                    // Nobody waits for a check: a device may hang, and a rule or a key be revoked meanwhile.
+                    Some(checked) = seen.checking.join_next_with_id() => {
+                        if let Ok((check, (key, outcome))) = checked {
+                            seen.checked(check, &key, outcome);
+                        }
+                        self.report(&mut seen).await;
+                        self.tell_supervisor(&mut seen, started);
+                        continue;
+                    }
                 }
-                self.follow_keyring(&mut seen);
+                self.follow_keyring(&mut seen).await;
                 self.follow_devices(&mut seen);
-                self.check_keys(&mut seen).await;
+                self.check_keys(&mut seen);
                 self.report(&mut seen).await;
                 self.tell_supervisor(&mut seen, started);
             }
@@ -90,22 +104,23 @@ impl Watch {
         woken
     }
 
-    fn reload(&mut self, seen: &mut Seen) {
-        let config = match Config::load(&self.config.path) {
+    async fn reload(&self, seen: &mut Seen) {
+        let path = self.config.path.clone();
+        let config = match blocking(move || Config::load(&path)).await {
             Ok(config) => config,
             Err(error) => {
                 tracing::error!(%error, remedy = error.remedy, "the configuration is not reloaded: the old one stays in force");
                 return;
             }
         };
-        match Keyring::load(&self.config.state_dir, &self.devices) {
+        match self.load_keyring().await {
             Ok(keyring) => self.signer.set_keyring(keyring),
             Err(error) => {
                 tracing::error!(%error, "nothing is reloaded: the keyring can't be used");
                 return;
             }
         }
-        seen.checks.clear();
+        seen.forget_checks();
         let fixed = |config: &Config| {
             let Config { devices, listen, audit, cache_entries, state_dir, max_client_cache_time, .. } = config.clone();
             (devices, listen, audit, cache_entries, state_dir, max_client_cache_time)
@@ -118,20 +133,26 @@ impl Watch {
     }
 
     /// Takes a keyring that signetctl replaced. One that can't be used changes nothing.
-    fn follow_keyring(&self, seen: &mut Seen) {
-        let stamp = stamp(&self.config);
+    async fn follow_keyring(&self, seen: &mut Seen) {
+        let state_dir = self.config.state_dir.clone();
+        let stamp = blocking(move || stamp(&state_dir)).await;
         if seen.keyring == stamp {
             return;
         }
         seen.keyring = stamp;
-        match Keyring::load(&self.config.state_dir, &self.devices) {
+        match self.load_keyring().await {
             Ok(keyring) => {
                 tracing::info!(keys = keyring.keys().len(), "took the keyring");
                 self.signer.set_keyring(keyring);
-                seen.checks.clear();
+                seen.forget_checks();
             }
             Err(error) => tracing::error!(%error, "the keyring can't be used: the one before stays in force"),
         }
+    }
+
+    async fn load_keyring(&self) -> Result<Keyring, KeyringError> {
+        let (state_dir, devices) = (self.config.state_dir.clone(), self.devices.clone());
+        blocking(move || Keyring::load(&state_dir, &devices)).await
     }
 
     /// Tells each change of a device once.
@@ -146,25 +167,27 @@ impl Watch {
             // A device that came back may be another one.
             for key in self.signer.keyring().keys().iter().filter(|key| key.device() == name) {
                 seen.checks.remove(key.kid());
+                seen.wanted.remove(key.kid());
             }
         }
     }
 
-    /// Checks active keys against their devices: once after each return of the device, and again and again those that
-    /// were not found.
-    async fn check_keys(&self, seen: &mut Seen) {
+    /// Begins to check active keys against their devices: once after each return of the device, and again and again those
+    /// that were not found.
+    fn check_keys(&self, seen: &mut Seen) {
         let ready =
             |name: &KeyId| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == DeviceHealth::Ready);
         for key in self.signer.keyring().keys().iter().filter(|key| key.is_active() && ready(key.device())) {
-            let before = seen.checks.get(key.kid());
-            if before == Some(&Ok(())) && key.fault().is_none() {
+            let sound = seen.checks.get(key.kid()) == Some(&Ok(())) && key.fault().is_none();
+            if sound || seen.wanted.contains_key(key.kid()) {
                 continue;
             }
-            let checked = key.check(Instant::now() + CHECK_LIMIT).await;
-            if before != Some(&checked) {
-                log_check(key, &checked);
-            }
-            seen.checks.insert(key.kid().clone(), checked);
+            let (kid, key) = (key.kid().clone(), Arc::clone(key));
+            let check = async move {
+                let outcome = key.check(Instant::now() + CHECK_LIMIT).await;
+                (key, outcome)
+            };
+            seen.wanted.insert(kid, seen.checking.spawn(check).id());
         }
     }
 
@@ -180,6 +203,25 @@ impl Watch {
         } else {
             tracing::error!("no account can sign now");
         }
+    }
+}
+
+impl Seen {
+    /// Takes the outcome of a check, unless the keyring or the device has become another one since it began.
+    fn checked(&mut self, check: task::Id, key: &Key, outcome: Result<(), DeviceError>) {
+        if self.wanted.get(key.kid()) != Some(&check) {
+            return;
+        }
+        self.wanted.remove(key.kid());
+        if self.checks.get(key.kid()) != Some(&outcome) {
+            log_check(key, &outcome);
+        }
+        self.checks.insert(key.kid().clone(), outcome);
+    }
+
+    fn forget_checks(&mut self) {
+        self.checks.clear();
+        self.wanted.clear();
     }
 }
 
@@ -258,8 +300,17 @@ fn remedy(error: &DeviceError) -> &'static str {
     }
 }
 
-pub(super) fn stamp(config: &Config) -> Option<Stamp> {
-    let metadata = fs::metadata(config.state_dir.keyring()).ok()?;
+/// Does on a thread of its own what reads files, or looks up names, which may ask the network.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match task::spawn_blocking(work).await.map_err(task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_the_daemon_ends)) => std::future::pending().await,
+    }
+}
+
+pub(super) fn stamp(state_dir: &StateDir) -> Option<Stamp> {
+    let metadata = fs::metadata(state_dir.keyring()).ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
 

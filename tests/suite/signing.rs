@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use signet::keyring::Keyring;
 use signet::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
 use tonic::{Code, Request};
 use tonic_health::ServingStatus;
@@ -246,6 +247,24 @@ async fn a_deadline_is_kept_and_called_one() {
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
     assert_eq!(status.get_error_details().error_info().unwrap().reason, "DEADLINE_EXCEEDED");
     assert_eq!(daemon.audit().last().unwrap()["outcome"], "DEADLINE_EXCEEDED");
+}
+
+/// What is revoked is revoked at once, whatever the devices do.
+#[tokio::test]
+async fn a_reload_waits_for_no_hung_device() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let _stalled = Stalled::new(device[0]);
+    // A keyring that was written anew has its keys checked anew.
+    Keyring::load(&daemon.state()).unwrap().save(&daemon.state()).unwrap();
+    daemon.wait_for_log("took the keyring");
+    let config = fs::read_to_string(daemon.config_file()).unwrap();
+    let uid = nix::unistd::geteuid();
+    daemon.configure(&config.replace(&format!("users = [{uid}]"), "users = [4000000]"));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("reloaded accounts");
+    assert!(!daemon.log().contains("could not check the key"), "it waited for the check:\n{}", daemon.log());
+    assert_eq!(daemon.client().sign_blob(payload(b"x")).await.unwrap_err().code(), Code::PermissionDenied);
 }
 
 /// What is sent is held until it is answered: a user may not fill the daemon's memory while a device is slow.
