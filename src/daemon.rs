@@ -39,16 +39,17 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     let arguments = logging.into_iter().chain([DEVICE_PROCESS.into()]).collect();
     let launcher = Launcher { program, arguments };
     let socket = supervisor::socket()?;
+    let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
-    let served = runtime.block_on(serve(config, launcher, socket));
+    let served = runtime.block_on(serve(config, launcher, socket, audit.clone()));
     // Device processes end with their handles; nothing else is worth waiting for.
     runtime.shutdown_timeout(Duration::from_millis(100));
+    audit.flush(LAST_RECORDS);
     served
 }
 
-async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>) -> anyhow::Result<()> {
+async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>, audit: Audit) -> anyhow::Result<()> {
     let signals = Signals::new()?;
-    let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     let start = |device: &DeviceConfig| Handle::start(device.clone(), launcher.clone());
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let stamp = watch::stamp(&config.state_dir);
@@ -149,3 +150,5 @@ pub const DEVICE_PROCESS: &str = "device-process";
 /// Two carry what two cores can sign; more only lengthen the tail.
 const WORKERS: usize = 2;
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long the audit records of requests that were cut off may take.
+const LAST_RECORDS: Duration = Duration::from_secs(2);

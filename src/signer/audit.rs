@@ -6,7 +6,7 @@
 mod log;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,10 +22,18 @@ pub use log::OpenError;
 use log::{LogFile, Written};
 
 /// The audit log, open.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Audit {
-    writer: mpsc::Sender<Message>,
+    writer: Writer,
     writable: Arc<AtomicBool>,
+}
+
+/// The way to the thread that writes.
+#[derive(Clone, Debug)]
+struct Writer {
+    messages: mpsc::Sender<Message>,
+    /// How many messages are not written yet.
+    waiting: Arc<AtomicUsize>,
 }
 
 /// The record of one request on its way. Dropped before it is finished, it is written as of a caller that went away.
@@ -33,7 +41,7 @@ pub(super) struct Record {
     entry: Option<Box<Entry>>,
     began: Instant,
     deadline: tokio::time::Instant,
-    writer: mpsc::Sender<Message>,
+    writer: Writer,
 }
 
 /// What a line says, in its order. Digests of what was signed, never the thing itself.
@@ -62,11 +70,14 @@ struct Entry {
     outcome: &'static str,
 }
 
+#[derive(Debug)]
 enum Message {
     /// To be written; whoever waits is told whether it was.
     Entry(Box<Entry>, Option<oneshot::Sender<bool>>),
     /// Begin a new file.
     Rotate,
+    /// Sync what stands before this; whoever waits is told then.
+    Flush(mpsc::Sender<()>),
 }
 
 impl Audit {
@@ -77,8 +88,10 @@ impl Audit {
     pub fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
         let file = LogFile::open(path, rotation)?;
         let writable = Arc::new(AtomicBool::new(true));
-        let (writer, messages) = mpsc::channel();
-        let thread = Thread { file, fsync, writable: Arc::clone(&writable), messages, unsynced: None };
+        let (sender, messages) = mpsc::channel();
+        let writer = Writer { messages: sender, waiting: Arc::default() };
+        let waiting = Arc::clone(&writer.waiting);
+        let thread = Thread { file, fsync, writable: Arc::clone(&writable), messages, waiting, unsynced: None };
         std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn(|| thread.run())
@@ -94,12 +107,21 @@ impl Audit {
 
     /// Begins a new file, whatever the size of this one.
     pub fn rotate(&self) {
-        let _ = self.writer.send(Message::Rotate);
+        self.writer.send(Message::Rotate);
+    }
+
+    /// Waits until every record so far is on disk, but no longer than this: a disk may hang.
+    pub fn flush(&self, patience: Duration) {
+        let (reply, written) = mpsc::channel();
+        self.writer.send(Message::Flush(reply));
+        if written.recv_timeout(patience).is_err() {
+            tracing::error!("stopped before the last audit records were written");
+        }
     }
 
     /// Begins the record of a request.
     pub(super) fn begin(&self, call: &Call<'_>) -> Result<Record, SignError> {
-        if !self.is_writable() {
+        if !self.is_writable() || self.writer.waiting.load(Ordering::Relaxed) >= MOST_WAITING {
             return Err(unwritable());
         }
         let executable = call.caller.executable.as_ref();
@@ -215,7 +237,7 @@ impl Record {
         entry.latency_us = micros(self.began.elapsed());
         let (reply, written) = oneshot::channel();
         let sent = self.writer.send(Message::Entry(entry, Some(reply)));
-        if sent.is_err() || !written.await.unwrap_or(false) {
+        if !sent || !written.await.unwrap_or(false) {
             return Err(unwritable());
         }
         result
@@ -229,7 +251,19 @@ impl Drop for Record {
             entry.outcome = SignError::Late.reason();
         }
         entry.latency_us = micros(self.began.elapsed());
-        let _ = self.writer.send(Message::Entry(entry, None));
+        self.writer.send(Message::Entry(entry, None));
+    }
+}
+
+impl Writer {
+    /// False where nobody writes any more.
+    fn send(&self, message: Message) -> bool {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) + 1 == MOST_WAITING {
+            tracing::error!(
+                "{MOST_WAITING} audit records wait to be written: nothing is signed until they are (does the disk hang?)"
+            );
+        }
+        self.messages.send(message).is_ok()
     }
 }
 
@@ -239,6 +273,7 @@ struct Thread {
     fsync: Fsync,
     writable: Arc<AtomicBool>,
     messages: mpsc::Receiver<Message>,
+    waiting: Arc<AtomicUsize>,
     unsynced: Option<Instant>,
 }
 
@@ -270,7 +305,7 @@ impl Thread {
         }
         let entries = batch.iter().filter_map(|message| match message {
             Message::Entry(entry, _) => Some(entry.as_ref()),
-            Message::Rotate => None,
+            Message::Rotate | Message::Flush(_) => None,
         });
         let written = self.file.append(entries).and_then(|written| {
             if written == Written::Something {
@@ -286,9 +321,12 @@ impl Thread {
             Ok(()) if !was_writable => tracing::info!("the audit log can be written again"),
             _ => {}
         }
+        self.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
         for message in batch {
-            if let Message::Entry(_, Some(reply)) = message {
-                let _ = reply.send(written.is_ok());
+            match message {
+                Message::Entry(_, Some(reply)) => drop(reply.send(written.is_ok())),
+                Message::Flush(reply) if written.is_ok() && self.file.sync().is_ok() => drop(reply.send(())),
+                Message::Entry(_, None) | Message::Rotate | Message::Flush(_) => {}
             }
         }
     }
@@ -340,5 +378,43 @@ const TIMESTAMP: time::format_description::well_known::iso8601::EncodedConfig = 
 };
 
 const BATCH: usize = 1024;
+/// Some 50 MB: far more than wait for any disk that works.
+const MOST_WAITING: usize = 65_536;
 const RETRY: Duration = Duration::from_millis(500);
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Caller;
+
+    fn call(caller: &Caller) -> Call<'_> {
+        Call { caller, rpc: "Test", account: "", deadline: tokio::time::Instant::now() }
+    }
+
+    #[test]
+    fn what_is_cut_off_at_the_end_has_its_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let audit = Audit::open(&path, Fsync::Never, Rotation { max_size: u64::MAX, keep: 1 }).unwrap();
+        let caller = Caller::new(1, 1, vec![]);
+        for _ in 0..2000 {
+            drop(audit.begin(&call(&caller)).unwrap());
+        }
+        audit.flush(Duration::from_secs(60));
+        assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 2000);
+    }
+
+    #[test]
+    fn nothing_is_begun_while_too_many_records_wait() {
+        let (messages, hangs) = mpsc::channel();
+        let writer = Writer { messages, waiting: Arc::default() };
+        let audit = Audit { writer, writable: Arc::new(AtomicBool::new(true)) };
+        let caller = Caller::new(1, 1, vec![]);
+        for _ in 0..MOST_WAITING {
+            drop(audit.begin(&call(&caller)).unwrap());
+        }
+        assert!(matches!(audit.begin(&call(&caller)), Err(SignError::Operator { reason: "AUDIT_UNWRITABLE", .. })));
+        drop(hangs);
+    }
+}

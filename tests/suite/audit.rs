@@ -33,6 +33,21 @@ fn verified(daemon: &TestDaemon) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
+async fn a_log_that_was_cut_is_not_filled_up_but_left_until_it_is_moved_away() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    let mut client = daemon.client();
+    client.sign_blob(payload(b"message")).await.unwrap();
+    let log = OpenOptions::new().write(true).open(daemon.audit_file()).unwrap();
+    log.set_len(10).unwrap();
+    assert_eq!(client.sign_blob(payload(b"message")).await.unwrap_err().code(), Code::FailedPrecondition);
+    daemon.wait_for_log("it was cut off");
+    assert_eq!(log.metadata().unwrap().len(), 10);
+    fs::rename(daemon.audit_file(), daemon.folder().join("cut.log")).unwrap();
+    daemon.wait_for_log("the audit log can be written again");
+    client.sign_blob(payload(b"message")).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_record_tells_who_asked_what_and_what_became_of_it() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
     let mut client = daemon.client();

@@ -1,5 +1,6 @@
 //! The audit log's file: whole lines, chained, appended to and never rewritten.
 
+use std::cmp::Ordering;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -117,9 +118,11 @@ impl LogFile {
             self.rotate();
         }
         self.follow_rotation()?;
-        // Half a line of an earlier attempt may stand there: what counts ends at `length`.
-        if self.file.metadata()?.len() != self.length {
-            self.file.set_len(self.length)?;
+        match self.file.metadata()?.len().cmp(&self.length) {
+            Ordering::Equal => {}
+            // Half a line of an earlier attempt stands there: what counts ends at `length`.
+            Ordering::Greater => self.file.set_len(self.length)?,
+            Ordering::Less => return Err(io::Error::other("it was cut off; move it away, and a new file goes on")),
         }
         self.file.seek(SeekFrom::Start(self.length))?;
         self.file.write_all(&self.pending)?;
