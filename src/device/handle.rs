@@ -3,6 +3,7 @@
 mod child;
 mod dispatch;
 mod queue;
+mod suspects;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

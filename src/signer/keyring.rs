@@ -205,7 +205,10 @@ impl Key {
         }
         let (locator, public_key) = (Arc::clone(&self.locator), Arc::clone(&self.public_key));
         let signed = handle.sign(SignRequest { locator, public_key, algorithm, digest, deadline, uid }).await;
-        if let Err(error @ DeviceError::Permanent(_)) = &signed {
+        // Over another algorithm, which a caller chose, the device says nothing about the key.
+        if let Err(error @ DeviceError::Permanent(_)) = &signed
+            && algorithm == self.algorithm
+        {
             self.fault.store(Some(Arc::new(error.clone())));
         }
         signed

@@ -12,7 +12,7 @@ use signet::jwt::Target;
 use signet::key::Algorithm;
 use signet::keyring::{self, KeyRecord, KeyState};
 use signet::proto::{self, mint_jwt_access_token_request as mint};
-use signet::signer::{Audit, Cache, Call, Devices, JwtBody, Keyring, SignError, Signer};
+use signet::signer::{Audit, Bytes, Cache, Call, Devices, JwtBody, Keyring, SignError, Signer};
 use tokio::time::Instant;
 
 use crate::signing::on_softhsm;
@@ -114,6 +114,20 @@ async fn ask(
 fn scopes(scopes: &[&str]) -> JwtBody {
     let target = Target::Scopes(scopes.iter().map(|scope| (*scope).to_owned()).collect());
     JwtBody::AccessToken { target, lifetime: None }
+}
+
+/// Not the cache's: what a caller asks beside the key's own algorithm, and the device refuses, says nothing about the key.
+#[tokio::test]
+async fn another_algorithm_that_the_device_refuses_leaves_the_key_in_use() {
+    let stand = Stand::new().await;
+    stand.fake.always("sign-RS512", "permanent");
+    let caller = Caller::new(1, 1, vec![]);
+    for (algorithm, signs) in [(Algorithm::Rs512, false), (Algorithm::Rs256, true)] {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let call = Call { caller: &caller, rpc: "Test", account: "", deadline };
+        let signed = stand.signer.sign_bytes(call, Bytes::Message(b"hello"), Some(algorithm)).await;
+        assert_eq!(signed.is_ok(), signs, "{algorithm}");
+    }
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use signet::device::handle::{Handle, Health, Launcher, SignRequest};
 use signet::device::{DeviceError, DeviceKind, latch};
+use signet::key::{Algorithm, Digest};
 use tokio::time::{Instant, timeout};
 
 use crate::support::fake::{Fake, launcher, locator};
@@ -405,6 +406,39 @@ async fn a_login_that_was_cut_off_is_not_repeated_where_the_device_tells_nothing
         assert!(latch::clear(&fake.latch_file(), Some(&fake.pin()), false).is_err());
         assert_eq!(latch::clear(&fake.latch_file(), Some(&fake.pin()), true), Ok(true));
         ready(&handle).await;
+    }
+}
+
+/// Whether it says so, signs wrongly, ends or hangs: others keep their device.
+#[tokio::test]
+async fn an_algorithm_that_the_device_fails_over_costs_one_process_and_nobody_else_a_signature() {
+    for act in ["away", "wrong", "exit", "hang"] {
+        let fake = Fake::new();
+        let mut config = fake.config_with_workers(2);
+        config.call_limit = Duration::from_millis(500);
+        let handle = Handle::start(config, launcher());
+        ready(&handle).await;
+        handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
+        fake.always("sign-RS512", act);
+        let other = || {
+            let algorithm = Algorithm::Rs512;
+            SignRequest { algorithm, digest: Digest::of(algorithm.hash(), b""), ..fake.request(b"", PATIENCE) }
+        };
+        let hostile: Vec<_> = (0..10)
+            .map(|_| {
+                let (handle, request) = (handle.clone(), other());
+                tokio::spawn(async move { handle.sign(request).await })
+            })
+            .collect();
+        for _ in 0..10 {
+            handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
+        }
+        for asked in hostile {
+            assert!(asked.await.unwrap().is_err(), "{act}");
+        }
+        assert_eq!(handle.figures().generations, 2, "{act}");
+        let outcome = handle.sign(other()).await;
+        assert!(matches!(outcome, Err(DeviceError::Unsupported(_))), "{act}: {outcome:?}");
     }
 }
 

@@ -134,5 +134,18 @@ impl Drop for DeviceProcess {
 /// What the daemon has from its supervisor is for the daemon alone.
 const SUPERVISORS: [&str; 6] =
     ["CREDENTIALS_DIRECTORY", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID"];
+/// Why a process is lost whose pipe fails.
+pub(super) fn ended(error: &io::Error) -> DeviceError {
+    DeviceError::Away(match error.kind() {
+        io::ErrorKind::UnexpectedEof => "its process ended".to_owned(),
+        _ => format!("the pipe to its process: {error}"),
+    })
+}
+
+/// Why a process is lost that says what it never would.
+pub(super) fn nonsense(what: &dyn std::fmt::Display) -> DeviceError {
+    DeviceError::Away(format!("its process talks nonsense: {what}"))
+}
+
 /// A killed process that lives longer than this is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(2);

@@ -17,8 +17,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::child::DeviceProcess;
+use super::child::{DeviceProcess, ended, nonsense};
 use super::queue::{Pace, Queue, Request};
+use super::suspects::Suspects;
 use super::{Counters, Health, Launcher};
 use crate::device::wire::{Answer, Job, Report};
 use crate::device::{DeviceConfig, DeviceError, latch};
@@ -33,6 +34,7 @@ pub(super) struct Dispatcher {
     /// What the device process has not answered yet, by id, so the oldest first.
     in_flight: BTreeMap<u64, InFlight>,
     last_id: u64,
+    suspects: Suspects,
     /// How many generations were lost since the last right answer.
     losses: u32,
     /// When there is something to do even if nothing arrives.
@@ -89,6 +91,7 @@ impl Dispatcher {
             phase: Phase::Resting { until: now },
             in_flight: BTreeMap::new(),
             last_id: 0,
+            suspects: Suspects::default(),
             losses: 0,
             wake: now,
             processes: Arc::new(Semaphore::new(2)),
@@ -150,6 +153,10 @@ impl Dispatcher {
         let now = Instant::now();
         while self.in_flight.len() < generation.workers * 2 {
             let Some(mut request) = self.queue.pop() else { break };
+            if let Some(refusal) = self.suspects.refusal(&request) {
+                request.answer(Err(refusal));
+                continue;
+            }
             self.last_id += 1;
             let job = Job {
                 id: self.last_id,
@@ -212,10 +219,16 @@ impl Dispatcher {
         let lost = match outcome.and_then(|answer| job.request.verified(answer)) {
             Ok(answer) => {
                 generation.right = true;
+                self.suspects.clear(&job.request);
                 if matches!(answer, Answer::Sign(_)) {
                     self.counters.signatures.fetch_add(1, Relaxed);
                 }
                 return job.request.answer(Ok(answer));
+            }
+            Err(error @ (DeviceError::Away(_) | DeviceError::Integrity(_))) if self.suspects.blame(&job.request) => {
+                generation.right = true;
+                job.request.answer(Err(error.clone()));
+                error
             }
             Err(error @ DeviceError::Away(_)) => {
                 self.queue.retry(job.request, &error);
@@ -288,14 +301,19 @@ impl Dispatcher {
     /// This generation is over, whatever it would still do.
     fn lose(&mut self, error: DeviceError) {
         let phase = std::mem::replace(&mut self.phase, Phase::Resting { until: Instant::now() });
-        let Phase::Running(generation) = phase else { return };
+        let Phase::Running(mut generation) = phase else { return };
+        for job in std::mem::take(&mut self.in_flight).into_values().rev() {
+            if self.suspects.blame(&job.request) {
+                generation.right = true;
+                job.request.answer(Err(error.clone()));
+            } else {
+                self.queue.retry(job.request, &error);
+            }
+        }
         self.losses = if generation.right { 1 } else { self.losses + 1 };
         // Once for each process that had worked; what it is now is for whoever follows the health to tell.
         if generation.workers > 0 {
             tracing::warn!(device = %self.config.name, "lost a device process: {error}");
-        }
-        for job in std::mem::take(&mut self.in_flight).into_values().rev() {
-            self.queue.retry(job.request, &error);
         }
         let opened = generation.workers > 0;
         let pause = match error {
@@ -355,17 +373,6 @@ impl Phase {
             _ => 0,
         }
     }
-}
-
-fn ended(error: &io::Error) -> DeviceError {
-    DeviceError::Away(match error.kind() {
-        io::ErrorKind::UnexpectedEof => "its process ended".to_owned(),
-        _ => format!("the pipe to its process: {error}"),
-    })
-}
-
-fn nonsense(what: &dyn std::fmt::Display) -> DeviceError {
-    DeviceError::Away(format!("its process talks nonsense: {what}"))
 }
 
 /// Between 0.8 and 1.2 times a duration, so that many daemons don't come back at once.

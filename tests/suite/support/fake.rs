@@ -90,7 +90,7 @@ impl Fake {
         Handle::start(self.config(), launcher())
     }
 
-    /// Has the device do this wrong at its next such operation (`open`, `login`, `refusal`, `sign`, `public-key`).
+    /// Has the device do this wrong at its next such operation (`open`, `login`, `refusal`, `sign`, `sign-RS512`, `public-key`).
     pub(crate) fn once(&self, operation: &str, act: &str) {
         let number = self.acts.fetch_add(1, Ordering::Relaxed);
         self.write(&format!("acts/{operation}.{act}.{number:04}"), "");
@@ -221,7 +221,7 @@ impl Device for FakeDevice {
     }
 
     fn sign(&mut self, key: &KeyLocator, algorithm: Algorithm, digest: &Digest) -> Result<Signature, DeviceError> {
-        let wrong = self.act("sign")?;
+        let wrong = self.act("sign")? | self.act(&format!("sign-{algorithm}"))?;
         let hash = match algorithm {
             Algorithm::Rs256 | Algorithm::Ps256 | Algorithm::Es256 => &sha::SHA256,
             Algorithm::Rs384 => &sha::SHA384,

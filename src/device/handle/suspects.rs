@@ -1,0 +1,68 @@
+//! What a device was seen to do, so that what it was never seen to do can't take it down for everybody.
+//!
+//! A caller may ask for another algorithm than a key's own, and a module may fail over that in any way: "function failed", a
+//! crash, a hang. Then the request is not sent again, and its like is refused for a while; others notice a fresh process.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::queue::Request;
+use crate::device::DeviceError;
+use crate::device::wire::Work;
+use crate::key::{Algorithm, KeyLocator};
+
+/// Keys with the algorithms that they signed with, and those over which the device failed.
+#[derive(Default)]
+pub(super) struct Suspects {
+    proven: HashSet<Pair>,
+    suspect: HashMap<Pair, Instant>,
+}
+
+type Pair = (Arc<KeyLocator>, Algorithm);
+
+impl Suspects {
+    /// The device has done it: whatever happens over it later is no fault of the request.
+    pub(super) fn clear(&mut self, request: &Request) {
+        let Some(pair) = pair(request) else { return };
+        if !self.proven.contains(&pair) {
+            self.suspect.remove(&pair);
+            self.proven.insert(pair);
+        }
+    }
+
+    /// The device was lost over it. True where the request is to blame: the device has worked before, but never for this.
+    pub(super) fn blame(&mut self, request: &Request) -> bool {
+        let Some(pair) = pair(request) else { return false };
+        if self.proven.is_empty() || self.proven.contains(&pair) {
+            return false;
+        }
+        self.suspect.insert(pair, Instant::now() + QUARANTINE);
+        true
+    }
+
+    /// Why a request is not to be sent now.
+    pub(super) fn refusal(&mut self, request: &Request) -> Option<DeviceError> {
+        if self.suspect.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        self.suspect.retain(|_, until| *until > now);
+        let pair = pair(request)?;
+        let refused =
+            || DeviceError::Unsupported(format!("{} with this key; the device failed over it a moment ago", pair.1));
+        self.suspect.contains_key(&pair).then(refused)
+    }
+}
+
+fn pair(request: &Request) -> Option<Pair> {
+    match request.work {
+        Work::Sign { algorithm, .. } => Some((Arc::clone(&request.locator), algorithm)),
+        Work::PublicKey => None,
+    }
+}
+
+/// How long what a device failed over is not sent to it.
+const QUARANTINE: Duration = Duration::from_secs(30);
