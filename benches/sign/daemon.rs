@@ -4,10 +4,14 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use signet::proto::SignBlobRequest;
+use signet::proto::mint_jwt_access_token_request::Target;
 use signet::proto::sign_blob_request::Input;
 use signet::proto::signer_client::SignerClient;
+use signet::proto::{MintJwtAccessTokenRequest, SignBlobRequest};
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::slice::{Load, Slice, processor_time};
 use crate::stand::{Device, Running};
@@ -16,7 +20,34 @@ use crate::stand::{Device, Running};
 pub(crate) struct Daemon {
     process: Running,
     tpm: Option<u32>,
-    clients: Vec<SignerClient<Channel>>,
+    clients: Vec<Client>,
+}
+
+/// What a client asks for, one request after the other.
+#[derive(Clone, Copy)]
+pub(crate) enum Ask {
+    /// A signature.
+    Signature,
+    /// An access token that is cached.
+    CachedToken,
+    /// Nothing: the health service answers on the same socket.
+    Nothing,
+}
+
+#[derive(Clone)]
+struct Client {
+    signer: SignerClient<Channel>,
+    health: HealthClient<Channel>,
+}
+
+impl Client {
+    async fn ask(&mut self, ask: Ask, number: usize) -> Result<(), Status> {
+        match ask {
+            Ask::Signature => self.signer.sign_blob(request(number)).await.map(drop),
+            Ask::CachedToken => self.signer.mint_jwt_access_token(cached()).await.map(drop),
+            Ask::Nothing => self.health.check(HealthCheckRequest::default()).await.map(drop),
+        }
+    }
 }
 
 impl Daemon {
@@ -25,7 +56,11 @@ impl Daemon {
         command.arg("--config").arg(device.config()).args(["--log", "warn"]);
         let process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
         let endpoint = Endpoint::from_shared(format!("unix://{}", device.socket().display())).unwrap();
-        let clients = (0..MOST_CLIENTS).map(|_| SignerClient::new(endpoint.connect_lazy())).collect();
+        let client = |channel: Channel| Client {
+            signer: SignerClient::new(channel.clone()),
+            health: HealthClient::new(channel),
+        };
+        let clients = (0..MOST_CLIENTS).map(|_| client(endpoint.connect_lazy())).collect();
         Self { process, tpm: device.tpm(), clients }
     }
 
@@ -33,21 +68,21 @@ impl Daemon {
     pub(crate) async fn sign(&self) {
         let patience = Instant::now() + Duration::from_secs(20);
         let mut client = self.clients[0].clone();
-        while let Err(status) = client.sign_blob(request(0)).await {
+        while let Err(status) = client.ask(Ask::Signature, 0).await {
             assert!(Instant::now() < patience, "{status}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// Has each client sign for a slice, one request after the other.
-    pub(crate) async fn run(&self, load: &Load) -> Slice {
+    /// Has each client ask for a slice, one request after the other.
+    pub(crate) async fn run(&self, load: &Load, ask: Ask) -> Slice {
         let before = self.processor_time();
         let begun = Instant::now();
         let end = begun + load.length;
         let gap = load.gap;
         let clients: Vec<_> = self.clients[..load.clients]
             .iter()
-            .map(|client| tokio::spawn(sign_until(client.clone(), end, gap)))
+            .map(|client| tokio::spawn(ask_until(client.clone(), ask, end, gap)))
             .collect();
         let mut latencies = Vec::new();
         for client in clients {
@@ -77,6 +112,11 @@ impl Daemon {
         children.chain([daemon])
     }
 
+    /// Of the daemon alone.
+    pub(crate) fn own_processor_time(&self) -> f64 {
+        processor_time(self.process.0.id())
+    }
+
     /// Stops the daemon and waits for its end.
     pub(crate) fn stop(mut self) {
         let pid = nix::unistd::Pid::from_raw(self.process.0.id().try_into().unwrap());
@@ -86,11 +126,11 @@ impl Daemon {
     }
 }
 
-async fn sign_until(mut client: SignerClient<Channel>, end: Instant, gap: Duration) -> Vec<f64> {
+async fn ask_until(mut client: Client, ask: Ask, end: Instant, gap: Duration) -> Vec<f64> {
     let mut latencies = Vec::new();
     while Instant::now() < end {
         let begun = Instant::now();
-        client.sign_blob(request(latencies.len())).await.unwrap();
+        client.ask(ask, latencies.len()).await.unwrap();
         latencies.push(begun.elapsed().as_secs_f64());
         if !gap.is_zero() {
             tokio::time::sleep(gap).await;
@@ -102,6 +142,11 @@ async fn sign_until(mut client: SignerClient<Channel>, end: Instant, gap: Durati
 fn request(message: usize) -> SignBlobRequest {
     let payload = message.to_le_bytes().to_vec().into();
     SignBlobRequest { input: Some(Input::Payload(payload)), ..SignBlobRequest::default() }
+}
+
+fn cached() -> MintJwtAccessTokenRequest {
+    let target = Some(Target::Audience("https://pubsub.googleapis.com/".to_owned()));
+    MintJwtAccessTokenRequest { target, ..MintJwtAccessTokenRequest::default() }
 }
 
 fn resident(pid: u32) -> f64 {

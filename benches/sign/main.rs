@@ -20,7 +20,7 @@ mod stand;
 
 use std::time::{Duration, Instant};
 
-use daemon::Daemon;
+use daemon::{Ask, Daemon};
 use raw::Raw;
 use slice::{Load, Slice};
 use stand::{Backend, Stand};
@@ -105,19 +105,42 @@ async fn measure(stand: &Stand, pairs: usize, slice: Duration) {
     let added: Vec<_> = seen.iter().map(|(raw, served)| (served.percentile(50) - raw.percentile(50)) * 1e6).collect();
     line(name, "added p50, 1 client with a pause of 5 ms, us", "250", &added);
 
+    if stand.backend == Backend::SoftHsm {
+        cached(&daemon, pairs, slice).await;
+    }
     daemon.stop();
     let calls = calls::per_signature(stand).await;
     line(name, "device calls a signature", stand.backend.must_calls(), &[calls]);
 }
 
+/// Cached tokens against an rpc that does nothing on the same socket: no device has a part in either.
+async fn cached(daemon: &Daemon, pairs: usize, slice: Duration) {
+    for clients in [1, 8, 32] {
+        let load = Load { clients, gap: Duration::ZERO, length: slice };
+        let (mut ratios, mut costs) = (Vec::new(), Vec::new());
+        daemon.run(&load, Ask::CachedToken).await;
+        let mut before = daemon.run(&load, Ask::Nothing).await;
+        for _ in 0..pairs {
+            let used = daemon.own_processor_time();
+            let cached = daemon.run(&load, Ask::CachedToken).await;
+            costs.push((daemon.own_processor_time() - used) * 1e6 / cached.count());
+            let after = daemon.run(&load, Ask::Nothing).await;
+            ratios.push(cached.rate() / before.and(&after).rate());
+            before = after;
+        }
+        line("-", &format!("cached token to a no-op rpc, {clients} clients"), "0.8", &ratios);
+        line("-", &format!("daemon's CPU a cached token, {clients} clients, us"), "35", &costs);
+    }
+}
+
 /// Bare, served, bare, ..., bare: each served slice with the mean of its neighbours.
 async fn alternate(raw: &mut Raw, daemon: &Daemon, load: &Load, pairs: usize) -> Vec<(Slice, Slice)> {
     raw.run(load);
-    daemon.run(load).await;
+    daemon.run(load, Ask::Signature).await;
     let mut seen = Vec::new();
     let mut before = raw.run(load);
     for _ in 0..pairs {
-        let served = daemon.run(load).await;
+        let served = daemon.run(load, Ask::Signature).await;
         let after = raw.run(load);
         seen.push((before.and(&after), served));
         before = after;

@@ -31,15 +31,19 @@ impl Slice {
         Self::new(latencies, length, self.processor + other.processor)
     }
 
-    /// Signatures a second.
-    #[allow(clippy::cast_precision_loss, reason = "nobody signs 2^52 times a second")]
+    /// Answers a second.
     pub(crate) fn rate(&self) -> f64 {
-        self.latencies.len() as f64 / self.length
+        self.count() / self.length
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "nobody answers 2^52 times a second")]
+    pub(crate) fn count(&self) -> f64 {
+        self.latencies.len() as f64
     }
 
     /// Processor time of a signature. Unlike the rate it means something on a busy machine too.
     pub(crate) fn processor(&self) -> f64 {
-        self.processor / (self.rate() * self.length)
+        self.processor / self.count()
     }
 
     pub(crate) fn percentile(&self, percent: usize) -> f64 {

@@ -146,7 +146,7 @@ impl Device {
         let text = format!(
             "state_dir = \"state\"\n[listen]\ngrpc = \"signet.sock\"\n{table}\n[[account]]\n\
              email = \"bench@project.iam.gserviceaccount.com\"\n[[allow]]\nusers = [{uid}]\n\
-             accounts = [\"bench@project.iam.gserviceaccount.com\"]\noperations = [\"sign-blob\"]\n"
+             accounts = [\"bench@project.iam.gserviceaccount.com\"]\noperations = [\"sign-blob\", \"mint-access-token\"]\n"
         );
         fs::write(self.config(), text).unwrap();
         fs::set_permissions(self.config(), fs::Permissions::from_mode(0o600)).unwrap();
