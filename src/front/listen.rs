@@ -1,17 +1,16 @@
 //! The unix socket: bound where nobody else can get at it, and connections within limits, each with its [`Caller`].
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::sys::stat::{Mode, umask};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
@@ -19,6 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::peer;
 use crate::access::{Caller, Executable};
+use crate::file;
 use crate::trust::{self, Untrusted};
 
 /// The socket. Dropping it removes the socket from the file system, where it was bound here.
@@ -191,13 +191,9 @@ fn lock(socket: &Path) -> Result<Flock<File>, BindError> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
-    let io = |source| BindError::Io { path: path.clone(), source };
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(&path).map_err(io)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| match errno {
-        Errno::EWOULDBLOCK => BindError::Live { path: socket.to_owned() },
-        errno => BindError::Io { path: path.clone(), source: errno.into() },
+    file::lock(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => BindError::Live { path: socket.to_owned() },
+        _ => BindError::Io { path, source: error },
     })
 }
 

@@ -1,15 +1,16 @@
 //! The audit log's file: whole lines, chained, appended to and never rewritten.
 
 use std::cmp::Ordering;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::Serialize;
 
 use crate::audit::{Head, Rotation};
+use crate::file;
 
 /// The open file, locked against a second daemon.
 #[derive(Debug)]
@@ -225,17 +226,9 @@ fn last_of_old(path: &Path) -> Result<Head, OpenError> {
 }
 
 fn lock(path: &Path) -> Result<Flock<File>, OpenError> {
-    let io = |source| OpenError::Io { path: path.to_owned(), source };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let file = options.open(path).map_err(io)?;
-    if !file.metadata().map_err(io)?.is_file() {
-        return Err(io(io::Error::other("it is no regular file")));
-    }
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: path.to_owned() },
-        errno => io(errno.into()),
+    file::lock(path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => OpenError::Locked { path: path.to_owned() },
+        _ => OpenError::Io { path: path.to_owned(), source: error },
     })
 }
 
