@@ -19,7 +19,7 @@ use crate::device::{self, DeviceConfig};
 use crate::front::grpc::{self, Health};
 use crate::front::listen::{BindError, Listener};
 use crate::keyring::KeyringError;
-use crate::signer::{Audit, Cache, Devices, Keyring, OpenError, Signer};
+use crate::signer::{Audit, Cache, Devices, LiveKeyring, OpenError, Signer};
 use watch::Watch;
 
 /// A device process, from its first job to its last: what the daemon starts itself as, with [`DEVICE_PROCESS`] alone.
@@ -53,7 +53,7 @@ async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>,
     let start = |device: &DeviceConfig| Handle::start(device.clone(), launcher.clone());
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let stamp = watch::stamp(&config.state_dir);
-    let keyring = Keyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
+    let keyring = LiveKeyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
     let listener = match socket {
         Some(socket) => Listener::adopt(socket, &config.listen.grpc)?,
         None => Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?,

@@ -18,7 +18,7 @@ use crate::file::StateDir;
 use crate::front::grpc::Health;
 use crate::key::KeyId;
 use crate::keyring::KeyringError;
-use crate::signer::{Devices, Key, Keyring, Signer};
+use crate::signer::{Devices, Key, LiveKeyring, Signer};
 
 /// What is looked after.
 pub(super) struct Watch {
@@ -150,9 +150,9 @@ impl Watch {
         }
     }
 
-    async fn load_keyring(&self) -> Result<Keyring, KeyringError> {
+    async fn load_keyring(&self) -> Result<LiveKeyring, KeyringError> {
         let (state_dir, devices) = (self.config.state_dir.clone(), self.devices.clone());
-        blocking(move || Keyring::load(&state_dir, &devices)).await
+        blocking(move || LiveKeyring::load(&state_dir, &devices)).await
     }
 
     /// Tells each change of a device once.

@@ -304,7 +304,7 @@ const RETRY: Duration = Duration::from_secs(30);
 #[cfg(test)]
 mod tests {
     use super::super::JwtBody;
-    use super::super::keyring::{Devices, Keyring};
+    use super::super::keyring::{Devices, LiveKeyring};
     use super::*;
     use crate::access::{Account, AccountEmail, Operation, Permit, Policy, Rule};
     use crate::jwt::Target;
@@ -347,7 +347,7 @@ mod tests {
         let mut written = keyring::Keyring::load(&state).unwrap();
         written.keys.push(record);
         written.save(&state).unwrap();
-        Arc::clone(&Keyring::load(&state, &Devices::new()).unwrap().keys()[0])
+        Arc::clone(&LiveKeyring::load(&state, &Devices::new()).unwrap().keys()[0])
     }
 
     fn permit(body: &JwtBody, limit: Option<u64>) -> Permit {

@@ -21,7 +21,7 @@ pub type Devices = BTreeMap<KeyId, Handle>;
 
 /// Every key of the keyring file, joined to its device and its certificate.
 #[derive(Debug, Default)]
-pub struct Keyring {
+pub struct LiveKeyring {
     /// The newest active one first, then the others in the order of the file.
     keys: Vec<Arc<Key>>,
 }
@@ -43,7 +43,7 @@ pub struct Key {
     fault: ArcSwapOption<DeviceError>,
 }
 
-impl Keyring {
+impl LiveKeyring {
     /// Reads the keyring and the certificates of a state directory. A missing keyring is an empty one.
     ///
     /// # Errors

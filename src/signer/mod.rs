@@ -27,7 +27,7 @@ pub use audit::{Audit, OpenError};
 use cache::Minted;
 pub use cache::{Cache, CacheFigures};
 pub use error::SignError;
-pub use keyring::{Devices, Key, Keyring};
+pub use keyring::{Devices, Key, LiveKeyring};
 use rate::Rules;
 use request::Body;
 pub use request::{Bytes, JwtBody};
@@ -36,7 +36,7 @@ pub use request::{Bytes, JwtBody};
 #[derive(Debug)]
 pub struct Signer {
     rules: ArcSwap<Rules>,
-    keyring: ArcSwap<Keyring>,
+    keyring: ArcSwap<LiveKeyring>,
     cache: Cache,
     audit: Audit,
 }
@@ -75,7 +75,7 @@ struct ToSign<T> {
 impl Signer {
     /// Puts the parts together.
     #[must_use]
-    pub fn new(policy: Policy, keyring: Keyring, cache: Cache, audit: Audit) -> Self {
+    pub fn new(policy: Policy, keyring: LiveKeyring, cache: Cache, audit: Audit) -> Self {
         let (rules, keyring) = (ArcSwap::from_pointee(Rules::new(policy)), ArcSwap::from_pointee(keyring));
         Self { rules, keyring, cache, audit }
     }
@@ -254,7 +254,7 @@ impl Signer {
 
     /// The keyring as it is now.
     #[must_use]
-    pub fn keyring(&self) -> Arc<Keyring> {
+    pub fn keyring(&self) -> Arc<LiveKeyring> {
         self.keyring.load_full()
     }
 
@@ -277,7 +277,7 @@ impl Signer {
     }
 
     /// Takes another keyring; requests on their way keep the old one.
-    pub fn set_keyring(&self, keyring: Keyring) {
+    pub fn set_keyring(&self, keyring: LiveKeyring) {
         self.keyring.store(Arc::new(keyring));
         self.forget();
     }

@@ -12,7 +12,7 @@ use signet::jwt::Target;
 use signet::key::Algorithm;
 use signet::keyring::{self, KeyRecord, KeyState};
 use signet::proto::{self, mint_jwt_access_token_request as mint};
-use signet::signer::{Audit, Bytes, Cache, Call, Devices, JwtBody, Keyring, SignError, Signer};
+use signet::signer::{Audit, Bytes, Cache, Call, Devices, JwtBody, LiveKeyring, SignError, Signer};
 use tokio::time::Instant;
 
 use crate::signing::on_softhsm;
@@ -49,7 +49,7 @@ impl Stand {
         handle.health_changes().wait_for(|health| *health == Health::Ready).await.unwrap();
         let devices = Devices::from([("fake".parse().unwrap(), handle)]);
         write_keyring(&fake, &state, "first", KeyState::Active);
-        let keyring = Keyring::load(&state, &devices).unwrap();
+        let keyring = LiveKeyring::load(&state, &devices).unwrap();
         let rotation = Rotation { max_size: u64::MAX, keep: 1 };
         let audit = Audit::open(&state.audit_log(), Fsync::Never, rotation).unwrap();
         let signer = Arc::new(Signer::new(policy(), keyring, Cache::new(100), audit));
@@ -70,7 +70,7 @@ impl Stand {
 
     fn set_keyring(&self, kid: &str, state: KeyState) {
         write_keyring(&self.fake, &self.state(), kid, state);
-        self.signer.set_keyring(Keyring::load(&self.state(), &self.devices).unwrap());
+        self.signer.set_keyring(LiveKeyring::load(&self.state(), &self.devices).unwrap());
     }
 
     /// The audit log without the lines that are still to be written.

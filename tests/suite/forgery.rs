@@ -20,7 +20,7 @@ use signet::jwt::Target;
 use signet::jwt::jws::{Shape, shape};
 use signet::key::{Algorithm, PublicKey, PublicNumbers};
 use signet::keyring::{self, KeyRecord, KeyState};
-use signet::signer::{Audit, Bytes, Cache, Call, Devices, JwtBody, Keyring, SignError, Signed, Signer};
+use signet::signer::{Audit, Bytes, Cache, Call, Devices, JwtBody, LiveKeyring, SignError, Signed, Signer};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -70,7 +70,7 @@ impl Key {
         let rule = Rule { accounts: vec![email.clone()], operations: operations.to_vec(), ..rule };
         let policy = Policy::new(vec![Account { email, project_id: None, unique_id: None, default: true }], vec![rule]);
         let audit = Audit::open(&state.audit_log(), Fsync::Never, Rotation { max_size: u64::MAX, keep: 1 }).unwrap();
-        let keys = Keyring::load(&state, &self.devices).unwrap();
+        let keys = LiveKeyring::load(&state, &self.devices).unwrap();
         let caller = Caller::new(1000, 1000, vec![]);
         let signer = Arc::new(Signer::new(policy, keys, Cache::new(100), audit));
         Machine { signer, caller, _state: folder }
