@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use crate::config::{Config, ConfigError};
 use crate::device::handle::{Handle, Launcher};
 use crate::device::{self, DeviceConfig};
-use crate::front::grpc::{self, Health};
+use crate::front::grpc::{self, Readiness};
 use crate::front::listen::{BindError, Listener};
 use crate::keyring::KeyringError;
 use crate::signer::{Audit, Cache, Devices, LiveKeyring, OpenError, Signer};
@@ -59,7 +59,7 @@ async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>,
         None => Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?,
     };
     let signer = Arc::new(Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), audit));
-    let health = Health::new().await;
+    let health = Readiness::new().await;
     let (reload, reloads) = channel::channel(());
     let watch =
         Watch { config: config.clone(), keyring: stamp, devices, signer: Arc::clone(&signer), health: health.clone() };

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use super::supervisor;
 use crate::config::Config;
 use crate::device::DeviceError;
-use crate::device::handle::{Handle, Health as DeviceHealth};
+use crate::device::handle::{Handle, Health};
 use crate::file::StateDir;
-use crate::front::grpc::Health;
+use crate::front::grpc::Readiness;
 use crate::key::KeyId;
 use crate::keyring::KeyringError;
 use crate::signer::{Devices, Key, LiveKeyring, Signer};
@@ -27,13 +27,13 @@ pub(super) struct Watch {
     pub(super) keyring: Option<Stamp>,
     pub(super) devices: Devices,
     pub(super) signer: Arc<Signer>,
-    pub(super) health: Health,
+    pub(super) health: Readiness,
 }
 
 /// What was last seen.
 #[derive(Default)]
 struct Seen {
-    devices: BTreeMap<KeyId, (u64, DeviceHealth)>,
+    devices: BTreeMap<KeyId, (u64, Health)>,
     keyring: Option<Stamp>,
     /// What came of the last check of each active key against its device, since the device was opened.
     checks: BTreeMap<KeyId, Result<(), DeviceError>>,
@@ -176,7 +176,7 @@ impl Watch {
     /// that were not found.
     fn check_keys(&self, seen: &mut Seen) {
         let ready =
-            |name: &KeyId| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == DeviceHealth::Ready);
+            |name: &KeyId| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == Health::Ready);
         for key in self.signer.keyring().keys().iter().filter(|key| key.is_active() && ready(key.device())) {
             let sound = seen.checks.get(key.kid()) == Some(&Ok(())) && key.fault().is_none();
             if sound || seen.wanted.contains_key(key.kid()) {
@@ -252,20 +252,20 @@ impl Watch {
         let can_sign = if seen.can_sign { "signing" } else { "no account can sign" };
         self.devices.iter().fold(can_sign.to_owned(), |status, (name, handle)| {
             let health = match handle.health() {
-                DeviceHealth::Starting => "is being opened".to_owned(),
-                DeviceHealth::Ready => "is ready".to_owned(),
-                DeviceHealth::Down(error) => format!("can't be used: {error}"),
+                Health::Starting => "is being opened".to_owned(),
+                Health::Ready => "is ready".to_owned(),
+                Health::Down(error) => format!("can't be used: {error}"),
             };
             format!("{status}; {name} {health}")
         })
     }
 }
 
-fn log_health(device: &KeyId, health: &DeviceHealth) {
+fn log_health(device: &KeyId, health: &Health) {
     match health {
-        DeviceHealth::Starting => tracing::debug!(%device, "the device is being opened"),
-        DeviceHealth::Ready => tracing::info!(%device, "the device is ready"),
-        DeviceHealth::Down(error) => {
+        Health::Starting => tracing::debug!(%device, "the device is being opened"),
+        Health::Ready => tracing::info!(%device, "the device is ready"),
+        Health::Down(error) => {
             tracing::error!(%device, cause = %error, remedy = remedy(error), "the device can't be used");
         }
     }

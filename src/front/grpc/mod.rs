@@ -23,7 +23,7 @@ use crate::proto;
 use crate::signer::Signer;
 use authority::Mended;
 use limits::Limited;
-pub use status::Health;
+pub use status::Readiness;
 use upload::Uploads;
 
 /// Serves until `stop` is done; then the socket is gone, and the requests on their way finish.
@@ -33,7 +33,7 @@ use upload::Uploads;
 pub async fn serve(
     listener: Listener,
     signer: Arc<Signer>,
-    health: &Health,
+    health: &Readiness,
     cache_time: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

@@ -45,9 +45,9 @@ impl From<SignError> for Status {
 
 /// The health service: "" and each service that signs tell whether any account can sign now.
 #[derive(Clone, Debug)]
-pub struct Health(HealthReporter);
+pub struct Readiness(HealthReporter);
 
-impl Health {
+impl Readiness {
     /// Not serving yet.
     pub async fn new() -> Self {
         let health = Self(HealthReporter::new());
