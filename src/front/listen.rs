@@ -44,7 +44,7 @@ struct Bound {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The file system refused.
-    #[error("socket {}: {source}", path.display())]
+    #[error("socket {}", path.display())]
     Io {
         /// The socket, its directory or its lock file.
         path: PathBuf,
