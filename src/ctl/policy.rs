@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use nix::unistd::{Gid, Uid, User, getgrouplist};
@@ -11,10 +11,11 @@ use serde_json::json;
 use super::failure::{Exit, Failure};
 use super::sign::lifetime;
 use super::{Global, read, table};
-use crate::access::{AccountEmail, Caller, Executable, Operation, Request};
-use crate::jwt::claims::Claims;
+use crate::access::{AccountEmail, Caller, Executable, Operation, Permit, Request};
+use crate::jwt::claims::{Claims, InvalidClaims};
 use crate::jwt::jws::{Shape, shape};
-use crate::key::{Digest, Hash};
+use crate::jwt::{Header, Target, UnsignedJwt};
+use crate::key::{Algorithm, Digest, Hash, KeyId};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
@@ -58,7 +59,7 @@ pub(crate) struct ExplainOptions {
     #[arg(long, value_name = "FILE")]
     blob: Option<PathBuf>,
     /// The lifetime that is asked for: seconds, or a number with s, m or h
-    #[arg(long, value_parser = lifetime)]
+    #[arg(long, value_parser = lifetime, conflicts_with = "claims")]
     lifetime: Option<Duration>,
 }
 
@@ -67,25 +68,12 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
     let config = global.load()?;
     let executable = options.executable.as_deref().map(executable);
     let caller = Caller { unit: options.unit.clone(), executable, ..caller(&options.user)? };
-    let blob = options.blob.as_deref().map(|path| read(path, 1 << 20)).transpose()?;
     let now = SystemTime::now();
-    let claims = claims(&options, blob.as_deref(), now)?;
-    let mut request = Request {
-        account: &options.account,
-        operation: options.operation,
-        audiences: options.audience.iter().map(String::as_str).collect(),
-        scopes: options.scope.iter().flat_map(|scope| scope.split_whitespace()).collect(),
-        claims: Vec::new(),
-        blob: blob.as_deref(),
-        lifetime: options.lifetime,
-    };
-    if let Some(claims) = &claims {
-        let of_claims = claims.request(&options.account, now);
-        request = Request { lifetime: of_claims.lifetime.or(request.lifetime), ..of_claims };
-        if options.operation == Operation::SignBlob {
-            global.note("The blob is the signing input of a JWT: it is judged as sign-jwt.");
-        }
+    let asked = Asked::of(&options, now)?;
+    if let (Operation::SignBlob, Asked::Claims(_)) = (options.operation, &asked) {
+        global.note("The blob is the signing input of a JWT: it is judged as sign-jwt.");
     }
+    let request = asked.request(&options, now);
 
     let verdicts = config.policy.explain(&caller, &request);
     let told: Vec<_> = verdicts.iter().map(|verdict| verdict.as_ref().err().map(ToString::to_string)).collect();
@@ -94,40 +82,118 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
     });
     let rows: Vec<_> = lines.collect();
     let authorized = config.policy.authorize(&caller, &request);
-    let rule = authorized.as_ref().ok().map(crate::access::Permit::rule);
+    let rule = authorized.as_ref().ok().map(Permit::rule);
+    let unfit = authorized.as_ref().ok().and_then(|permit| asked.refused(permit, now).err());
     let verdict = match &authorized {
-        Ok(permit) => format!("allowed by rule {}", permit.rule()),
+        Ok(permit) => match &unfit {
+            None => format!("allowed by rule {}", permit.rule()),
+            Some(reason) => format!("refused, whatever the rules say: {reason}"),
+        },
         Err(denied) if config.policy.account(&options.account).is_none() => {
             format!("denied: there is no account {} in the configuration ({denied})", options.account)
         }
         Err(denied) => format!("denied: {denied}"),
     };
-    let json = json!({ "allowed": authorized.is_ok(), "rule": rule, "rules": told, "verdict": verdict });
+    let allowed = authorized.is_ok() && unfit.is_none();
+    let json = json!({ "allowed": allowed, "rule": rule, "rules": told, "verdict": verdict });
     global.show(&json, [table(&rows), verdict.clone()].join("\n").trim_start())?;
-    authorized.map(|_permit| ()).map_err(|_denied| {
-        Failure::with(Exit::Refused, "the request would be refused")
-            .hint(format!("a rule in {} that allows all of it by itself", config.path.display()))
+    if allowed {
+        return Ok(());
+    }
+    let failure = Failure::with(Exit::Refused, "the request would be refused");
+    Err(match unfit {
+        Some(_) => failure.hint("another request"),
+        None => failure.hint(format!("a rule in {} that allows all of it by itself", config.path.display())),
     })
 }
 
-/// The claims that the request is judged by, where it has any.
-fn claims(options: &ExplainOptions, blob: Option<&[u8]>, now: SystemTime) -> Result<Option<Claims>, Failure> {
-    match (&options.claims, blob) {
-        (Some(_), _) if options.operation != Operation::SignJwt => {
-            Err(Failure::usage("only sign-jwt takes claims").hint("--audience or --scope"))
+/// What is asked for, read as the daemon reads it.
+enum Asked {
+    Blob(Option<Vec<u8>>),
+    Digest,
+    Claims(Claims),
+    AccessToken(Target),
+    IdToken(String),
+}
+
+impl Asked {
+    fn of(options: &ExplainOptions, now: SystemTime) -> Result<Self, Failure> {
+        if options.claims.is_some() && options.operation != Operation::SignJwt {
+            return Err(Failure::usage("only sign-jwt takes claims").hint("--audience or --scope"));
         }
-        (Some(path), _) => {
-            let text = String::from_utf8(read(path, 64 << 10)?).map_err(Failure::usage)?;
-            Claims::parse(&text).map(Some).map_err(|error| Failure::usage(error).context(path.display()))
+        let (audiences, scopes) = (options.audience.as_slice(), options.scope.as_slice());
+        match (options.operation, audiences, scopes) {
+            (Operation::SignBlob, ..) => Self::of_blob(options, now),
+            (Operation::SignDigest, ..) => Ok(Self::Digest),
+            (Operation::SignJwt, ..) => claims(options, now).map(Self::Claims),
+            (Operation::MintAccessToken, [audience], []) => Ok(Self::AccessToken(Target::Audience(audience.clone()))),
+            (Operation::MintAccessToken, [], scopes) => Ok(Self::AccessToken(Target::Scopes(scopes.to_vec()))),
+            (Operation::MintIdToken, [audience], []) => Ok(Self::IdToken(audience.clone())),
+            (Operation::MintAccessToken, ..) => {
+                Err(Failure::usage("an access token is for one audience or for scopes").hint("--audience, or --scope"))
+            }
+            (Operation::MintIdToken, ..) => Err(Failure::usage("an ID token is for one audience").hint("--audience")),
         }
-        // The daemon judges a blob that is a JWT's signing input by its claims, and refuses what only looks like one.
-        (None, Some(blob)) if options.operation == Operation::SignBlob => match shape(blob, &options.account, now) {
-            Shape::Blob => Ok(None),
-            Shape::Jwt(claims) => Ok(Some(claims)),
-            Shape::Refused(reason) => Err(Failure::with(Exit::Refused, reason).hint("signetctl sign-jwt signs claims")),
-        },
-        (None, _) => Ok(None),
     }
+
+    /// The daemon judges a blob that is a JWT's signing input by its claims, and refuses what only looks like one.
+    fn of_blob(options: &ExplainOptions, now: SystemTime) -> Result<Self, Failure> {
+        let Some(path) = &options.blob else { return Ok(Self::Blob(None)) };
+        let blob = read(path, 1 << 20)?;
+        match shape(&blob, &options.account, now) {
+            Shape::Blob => Ok(Self::Blob(Some(blob))),
+            Shape::Jwt(claims) => Ok(Self::Claims(claims)),
+            Shape::Refused(reason) => Err(Failure::with(Exit::Refused, reason).hint("signetctl sign-jwt signs claims")),
+        }
+    }
+
+    fn request<'a>(&'a self, options: &'a ExplainOptions, now: SystemTime) -> Request<'a> {
+        let (account, lifetime) = (&options.account, options.lifetime);
+        match self {
+            Self::Blob(blob) => Request { blob: blob.as_deref(), ..Request::new(account, Operation::SignBlob) },
+            Self::Digest => Request::new(account, Operation::SignDigest),
+            Self::Claims(claims) => claims.request(account, now),
+            Self::AccessToken(target) => target.request(account, lifetime),
+            Self::IdToken(audience) => {
+                Request { audiences: vec![audience], lifetime, ..Request::new(account, Operation::MintIdToken) }
+            }
+        }
+    }
+
+    /// What the daemon refuses even to those who are allowed.
+    fn refused(&self, permit: &Permit, now: SystemTime) -> Result<(), InvalidClaims> {
+        let kid: KeyId = "any".parse().map_err(|error| InvalidClaims(format!("kid: {error}")))?;
+        let header = Header { algorithm: Algorithm::Rs256, kid: &kid };
+        match self {
+            Self::Blob(_) | Self::Digest => Ok(()),
+            Self::Claims(claims) => {
+                let claims = claims.clone().for_account(&permit.account().email, now)?;
+                UnsignedJwt::of_claims(permit, header, &claims, now).map(drop)
+            }
+            Self::AccessToken(target) => UnsignedJwt::access_token(permit, header, target, now).map(drop),
+            Self::IdToken(audience) => UnsignedJwt::id_token(permit, header, audience, false, now).map(drop),
+        }
+    }
+}
+
+/// The claims of the file; without one, those that the other options make.
+fn claims(options: &ExplainOptions, now: SystemTime) -> Result<Claims, Failure> {
+    if let Some(path) = &options.claims {
+        let text = String::from_utf8(read(path, 64 << 10)?).map_err(Failure::usage)?;
+        return Claims::parse(&text).map_err(|error| Failure::usage(error).context(path.display()));
+    }
+    let mut members = serde_json::Map::new();
+    if !options.audience.is_empty() {
+        members.insert("aud".to_owned(), json!(options.audience));
+    }
+    if !options.scope.is_empty() {
+        members.insert("scope".to_owned(), options.scope.join(" ").into());
+    }
+    if let Some(lifetime) = options.lifetime {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        members.insert("exp".to_owned(), (now + lifetime).as_secs().into());
+    }
+    Claims::parse(&serde_json::Value::from(members).to_string()).map_err(Failure::usage)
 }
 
 /// A program as the kernel would tell of it: without links. One that can't be read matches no rule with a hash.

@@ -160,6 +160,26 @@ fn explain_names_the_rule_and_sees_through_a_blob() {
     assert!(exit == 0 && told.contains("allowed by rule 2"), "{told}");
     let disguised = desk.write("disguised", b"eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJ4In0");
     assert_eq!(sign(&disguised).0, 3, "a JWT in a blob is no blob");
+
+    // What the daemon would refuse whatever the rules say, and what it would not split.
+    let config = fs::read_to_string(desk.path("signet.toml")).unwrap();
+    let rule = format!(
+        "[[allow]]\nusers = [{user}]\naccounts = [\"{ACCOUNT}\"]\noperations = [\"sign-jwt\", \"mint-access-token\"]\n\
+         scopes = [\"a\", \"b\"]\nmax_lifetime = \"1h\"\n"
+    );
+    desk.write("signet.toml", (config + &rule).as_bytes());
+    let claimed = |claims: &str| {
+        let path = desk.write("claims", claims.as_bytes());
+        explain(&["--operation", "sign-jwt", "--claims", path.to_str().unwrap()])
+    };
+    assert_eq!(claimed(r#"{"scope":"a b"}"#).0, 0);
+    let (exit, told) = claimed(r#"{"scope":"a","iss":"another@project.iam.gserviceaccount.com"}"#);
+    assert!(exit == 3 && told.contains("iss: only the account's own email"), "{told}");
+    assert_eq!(explain(&["--operation", "sign-jwt", "--scope", "a", "--lifetime", "2h"]).0, 3);
+    assert_eq!(explain(&["--operation", "mint-access-token", "--scope", "a", "--scope", "b"]).0, 0);
+    assert_eq!(explain(&["--operation", "mint-access-token", "--scope", "a b"]).0, 3, "no such scope");
+    let both = ["--operation", "mint-access-token", "--scope", "a", "--audience", "https://pubsub.googleapis.com/"];
+    assert_eq!(explain(&both).0, 2, "nobody can ask for both");
 }
 
 #[test]
