@@ -2,8 +2,8 @@
 //!
 //! `signetctl` writes it, the daemon reads it; this module owns its format and nothing else. Nothing in it is secret.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::access::AccountEmail;
 use crate::file::{self, StateDir};
 use crate::key::{Algorithm, KeyId, KeyLocator, PublicKey};
+use crate::trust::{self, Untrusted};
 
 /// One key of an account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,17 +67,22 @@ struct KeyringFile {
 }
 
 impl Keyring {
-    /// Reads the keyring; a missing file is an empty keyring.
+    /// Reads the keyring; a missing file is an empty keyring. One that others could have changed is not believed: it
+    /// tells which key signs for whom.
     ///
     /// # Errors
     /// [`KeyringError`]; the file stays as it is.
     pub fn load(state_dir: &StateDir) -> Result<Self, KeyringError> {
         let path = state_dir.keyring();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let unreadable = |source| KeyringError::Io { path: path.clone(), source };
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(KeyringError::Io { path, source }),
+            Err(source) => return Err(unreadable(source)),
         };
+        trust::not_writable_by_others(&path, &file.metadata().map_err(unreadable)?)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(unreadable)?;
         Self::parse(&text).map_err(|reason| KeyringError::Invalid { path, reason })
     }
 
@@ -144,6 +150,9 @@ pub enum KeyringError {
         /// What it said.
         source: io::Error,
     },
+    /// Others could have changed it.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
     /// The file is damaged, or of a newer Signet. It is never overwritten: restore it from a backup, or use the newer Signet.
     #[error("{}: {reason}", path.display())]
     Invalid {
@@ -160,6 +169,7 @@ impl KeyringError {
     pub const fn remedy(&self) -> &'static str {
         match self {
             Self::Io { .. } => "check the folder's owner, its mode and the space on its disk",
+            Self::Untrusted(_) => "see in it that no key is another account's, then chmod 0600 it",
             Self::Invalid { .. } => {
                 "restore it from a backup, or use the version of Signet that wrote it; it is left as it is"
             }

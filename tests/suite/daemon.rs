@@ -300,6 +300,17 @@ fn a_keyring_with_an_impossible_time_is_refused() {
     assert!(output.status.code() == Some(1) && said.contains("the year 9999"), "{said}");
 }
 
+#[test]
+fn t13_a_keyring_writable_by_others_is_refused() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    daemon.add(record("k", KeyState::Active));
+    fs::set_permissions(daemon.state().join("keyring.json"), fs::Permissions::from_mode(0o606)).unwrap();
+    let output = daemon.output();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("can be written by everybody"), "{said}");
+    assert!(said.contains("try: see in it"), "{said}");
+}
+
 #[tokio::test]
 async fn a_certificate_of_another_key_is_not_published() {
     let mut daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
