@@ -28,6 +28,20 @@ fn the_final_pin_try_is_left_to_the_operator() {
 }
 
 #[test]
+fn a_pin_that_was_typed_wrong_at_a_keypad_is_asked_for_once() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    token.child(&shim.environment(), || {
+        shim.tell("keypad");
+        let config = token.config_with(Pkcs11Config { pin_file: None, ..shim.pkcs11() });
+        for _restart in 0..3 {
+            assert!(matches!(device::open(&config), Err(DeviceError::PinRefused(_))));
+        }
+        assert_eq!(shim.logins(), 1);
+    });
+}
+
+#[test]
 fn a_locked_pin_is_not_tried() {
     let Some(token) = SoftHsm::new() else { return };
     let shim = Shim::new(&token);

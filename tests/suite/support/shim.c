@@ -6,6 +6,7 @@
  *   login CODE | login crash           C_Login answers CODE for every error, or crashes after the token has answered
  *   silent CODE                        the same, and C_GetTokenInfo never shows what a wrong PIN has spent
  *   context CODE                       C_Login for one use of a key answers CODE
+ *   keypad                             C_GetTokenInfo shows a keypad, at which a wrong PIN is typed
  *   no-pin                             C_InitPIN fails
  *   stuck                              a new key can't be read back (C_GetAttributeValue), nor removed (C_DestroyObject)
  *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
@@ -48,6 +49,7 @@ static ulong_t get_token_info(ulong_t slot, struct token_info *info) {
     ulong_t rv = ((ulong_t (*)(ulong_t, struct token_info *))real.function[GET_TOKEN_INFO])(slot, info);
     if (told("final-try", NULL)) info->flags |= 0x20000;
     if (told("locked", NULL)) info->flags |= 0x40000;
+    if (told("keypad", NULL)) info->flags |= 0x100;
     if (told("full", NULL)) info->flags |= 0x400;
     if (told("one-session", NULL)) info->max_sessions = 1;
     if (told("silent", NULL)) {
@@ -83,6 +85,7 @@ static ulong_t login(ulong_t session, ulong_t user, char *pin, ulong_t length) {
         usleep(50000);
         return code;
     }
+    if (!pin && told("keypad", NULL)) return 0xa0; /* CKR_PIN_INCORRECT */
     ulong_t rv = ((ulong_t (*)(ulong_t, ulong_t, char *, ulong_t))real.function[LOGIN])(session, user, pin, length);
     if (told("login crash", NULL)) abort();
     if (rv != 0 && (told("login", &code) || told("silent", &code))) return code;
