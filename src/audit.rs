@@ -74,6 +74,19 @@ impl Head {
         Self { hash: "0".repeat(64), seq: 0 }
     }
 
+    /// The head as it is noted beside the log, to be written over the note before: always of the same length.
+    #[must_use]
+    pub fn note(&self) -> String {
+        format!("{:020} {}\n", self.seq, self.hash)
+    }
+
+    /// The head that a note tells; none where it is no note.
+    #[must_use]
+    pub fn of_note(note: &str) -> Option<Self> {
+        let (seq, hash) = note.strip_suffix('\n')?.split_once(' ')?;
+        Some(Self { hash: (hash.len() == 64).then(|| hash.to_owned())?, seq: seq.parse().ok()? })
+    }
+
     /// The head that a line makes.
     ///
     /// # Errors

@@ -27,9 +27,40 @@ fn sha256(bytes: &[u8]) -> String {
 
 /// Runs `signetctl audit verify`; returns its exit code and what it said.
 fn verified(daemon: &TestDaemon) -> (Option<i32>, String) {
+    verified_with(daemon, &[])
+}
+
+fn verified_with(daemon: &TestDaemon, more: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
-    let output = command.arg("--config").arg(daemon.config_file()).args(["audit", "verify"]).output().unwrap();
+    command.arg("--config").arg(daemon.config_file()).args(["audit", "verify"]).args(more);
+    let output = command.output().unwrap();
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[tokio::test]
+async fn a_log_that_is_gone_at_the_next_start_is_missed() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    for _ in 0..3 {
+        daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    }
+    assert!(daemon.stop().success());
+    let noted = daemon.audit().last().unwrap()["prev"].as_str().unwrap().to_owned();
+    let moved = daemon.folder().join("moved.log");
+    fs::rename(daemon.audit_file(), &moved).unwrap();
+    daemon.spawn();
+    daemon.wait_for_log("the audit log does not end where it was ended");
+    daemon.wait_for_log("ready to sign");
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    let log = daemon.audit();
+    assert_eq!((&log[0]["event"], &log[0]["found"], &log[0]["seq"]), (&"gap".into(), &0.into(), &4.into()));
+    // What was only moved is continued; what is missing is asked for.
+    let (moved, path) = (moved.to_str().unwrap(), daemon.audit_file());
+    let path = path.to_str().unwrap();
+    assert_eq!(verified_with(&daemon, &["--from-start", "--expect", &noted, moved, path]).0, Some(0));
+    let (exit, said) = verified_with(&daemon, &["--from-start"]);
+    assert!(exit == Some(5) && said.contains("begins with record 4"), "{said}");
+    let (exit, said) = verified_with(&daemon, &["--expect", &noted]);
+    assert!(exit == Some(5) && said.contains("no record has the hash"), "{said}");
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
 //! The audit log's file: whole lines, chained, appended to and never rewritten.
 
 use std::cmp::Ordering;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::Flock;
@@ -19,6 +19,8 @@ pub(super) struct LogFile {
     rotation: Rotation,
     file: Flock<File>,
     head: Head,
+    /// Where the head is noted: how far the log went, should it be gone at the next start.
+    noted: File,
     /// Where the last whole line that was written ends.
     length: u64,
     /// Lines that could not be written yet.
@@ -69,10 +71,18 @@ impl OpenError {
             Self::Io { .. } => "make its directory one that this user may write to, or set audit.path",
             Self::Locked { .. } => "stop the other signetd, or give this one another state_dir or audit.path",
             Self::NotOurs { .. } => {
-                "see what signetctl audit verify says, then move the file away: a new one begins a new chain"
+                "see what signetctl audit verify says, then move the file away: a new one goes on with the chain"
             }
         }
     }
+}
+
+/// What is written where the log ends before the record that was written last: what is between is elsewhere, or lost.
+#[derive(Serialize)]
+struct Gap {
+    event: &'static str,
+    /// The number of the last record that is here.
+    found: u64,
 }
 
 /// What is written in place of a line that a crash has torn: the line was never followed by a reply.
@@ -86,16 +96,26 @@ impl LogFile {
     pub(super) fn open(path: &Path, rotation: Rotation) -> Result<Self, OpenError> {
         let file = lock(path)?;
         let end = End::of(path, &file)?;
-        let head = match end.head {
+        let found = match end.head {
             Some(head) => head,
             // A new file continues the one that was rotated before it.
             None => last_of_old(path)?,
         };
-        let mut log = Self { path: path.to_owned(), rotation, file, head, length: end.length, pending: Vec::new() };
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let (noted, note) = open_note(path).map_err(io)?;
+        let is_behind = |note: &Head| note.seq > found.seq || (note.seq == found.seq && note.hash != found.hash);
+        let gap = note.as_ref().is_some_and(is_behind).then_some(Gap { event: "gap", found: found.seq });
+        let head = note.filter(|_| gap.is_some()).unwrap_or(found);
+        let length = end.length;
+        let mut log = Self { path: path.to_owned(), rotation, file, head, noted, length, pending: Vec::new() };
+        if let Some(gap) = gap {
+            tracing::error!(path = %path.display(), found = gap.found, written = log.head.seq, "the audit log does not end where it was ended: it was moved away, cut or removed; the chain goes on");
+            log.append(std::iter::once(&gap)).map_err(io)?;
+        }
         if !end.torn.is_empty() {
             tracing::warn!(path = %path.display(), "mended the audit log: its last line was torn by a crash");
             let mended = Mended { event: "mended", torn: String::from_utf8_lossy(&end.torn).into_owned() };
-            log.append(std::iter::once(&mended)).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+            log.append(std::iter::once(&mended)).map_err(io)?;
         }
         Ok(log)
     }
@@ -133,7 +153,9 @@ impl LogFile {
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data()?;
+        // Behind the log: a power cut may lose the note, but leaves none of what the log has lost.
+        if self.pending.is_empty() { self.noted.write_all_at(self.head.note().as_bytes(), 0) } else { Ok(()) }
     }
 
     /// Moves the file out of the way and begins a new one. Where that fails the log stays as it is, and grows.
@@ -223,6 +245,18 @@ fn last_of_old(path: &Path) -> Result<Head, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Head::start()),
         Err(source) => Err(OpenError::Io { path: old, source }),
     }
+}
+
+/// The note beside the log, and what it says.
+fn open_note(path: &Path) -> io::Result<(File, Option<Head>)> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".head");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let mut file = options.open(name)?;
+    let mut note = String::new();
+    (&mut file).take(100).read_to_string(&mut note)?;
+    Ok((file, Head::of_note(&note)))
 }
 
 fn lock(path: &Path) -> Result<Flock<File>, OpenError> {
