@@ -116,7 +116,7 @@ impl Watch {
         match self.load_keyring().await {
             Ok(keyring) => self.signer.set_keyring(keyring),
             Err(error) => {
-                tracing::error!(%error, "nothing is reloaded: the keyring can't be used");
+                tracing::error!(%error, remedy = error.remedy(), "nothing is reloaded: the keyring can't be used");
                 return;
             }
         }
@@ -146,7 +146,9 @@ impl Watch {
                 self.signer.set_keyring(keyring);
                 seen.forget_checks();
             }
-            Err(error) => tracing::error!(%error, "the keyring can't be used: the one before stays in force"),
+            Err(error) => {
+                tracing::error!(%error, remedy = error.remedy(), "the keyring can't be used: the one before stays in force");
+            }
         }
     }
 
