@@ -1,10 +1,12 @@
 //! The daemon's life: open, bind, serve, reload, drain. The only place that sees everything.
 
+mod confine;
 mod supervisor;
 mod watch;
 
 use std::ffi::OsString;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,19 +16,32 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
 use crate::config::{Config, ConfigError};
-use crate::device::handle::{Handle, Launcher};
+use crate::device::handle::{Handle, Start};
+use crate::device::launcher::{self, LauncherProcess};
 use crate::device::{self, DeviceConfig};
 use crate::front::grpc::{self, Readiness};
 use crate::front::listen::{BindError, Listener};
 use crate::keyring::KeyringError;
 use crate::signer::{Audit, Cache, Devices, LiveKeyring, OpenError, Signer};
+pub use confine::confine;
 use watch::Watch;
 
-/// A device process, from its first job to its last: what the daemon starts itself as, with [`DEVICE_PROCESS`] alone.
-/// Returns the exit code.
-#[must_use]
-pub fn device_process() -> u8 {
-    device::process::run(device::open)
+/// The launcher of device processes: what the daemon starts itself as, with [`DEVICE_LAUNCHER`]. Returns the exit code.
+///
+/// # Errors
+/// Where this program can't be found.
+pub fn device_launcher(logging: Vec<OsString>) -> anyhow::Result<u8> {
+    Ok(launcher::run(program()?, logging.into_iter().chain([DEVICE_PROCESS.into()]).collect()))
+}
+
+/// A device process, from its first job to its last: what the launcher starts, with [`DEVICE_PROCESS`] and the device's
+/// configuration as JSON; without that it is the first thing to come by the pipe. Returns the exit code.
+///
+/// # Errors
+/// Where the configuration is none.
+pub fn device_process(config: Option<&str>) -> anyhow::Result<u8> {
+    let told = config.map(serde_json::from_str).transpose().context("no configuration of a device")?;
+    Ok(device::process::run(told, device::open))
 }
 
 /// Serves until SIGTERM or SIGINT, then lets the requests on their way finish. Devices may be absent: the daemon says
@@ -35,22 +50,29 @@ pub fn device_process() -> u8 {
 /// # Errors
 /// What is wrong, and what to do about it.
 pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
-    let program = std::env::current_exe().context("can't find this program again")?;
-    let arguments = logging.into_iter().chain([DEVICE_PROCESS.into()]).collect();
-    let launcher = Launcher { program, arguments };
     let socket = supervisor::socket()?;
+    let arguments: Vec<_> = logging.into_iter().chain([DEVICE_LAUNCHER.into()]).collect();
+    let launcher = LauncherProcess::start(&program()?, &arguments, &config.devices)
+        .context("can't start the launcher of device processes")?;
+    // Before there are other threads: those that exist are not bound.
+    confine(&config);
     let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
-    let served = runtime.block_on(serve(config, launcher, socket, audit.clone()));
+    let served = runtime.block_on(serve(config, Arc::new(launcher), socket, audit.clone()));
     // Device processes end with their handles; nothing else is worth waiting for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     audit.flush(LAST_RECORDS);
     served
 }
 
-async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>, audit: Audit) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    launcher: Arc<LauncherProcess>,
+    socket: Option<UnixListener>,
+    audit: Audit,
+) -> anyhow::Result<()> {
     let signals = Signals::new()?;
-    let start = |device: &DeviceConfig| Handle::start(device.clone(), launcher.clone());
+    let start = |device: &DeviceConfig| Handle::start(device.clone(), Start::Apart(Arc::clone(&launcher)));
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let stamp = watch::stamp(&config.state_dir);
     let keyring = LiveKeyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
@@ -77,6 +99,7 @@ async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>,
     let died = tokio::select! {
         served = &mut serving => Some(served),
         ended = &mut watching => Some(Err(ended.map_or_else(Into::into, |()| "nobody watches the devices".into()))),
+        () = until_over(Arc::clone(&launcher)) => Some(Err("the launcher of device processes has ended".into())),
         () = signals.until_end(&reload, &auditor) => None,
     };
     let served = match died {
@@ -94,6 +117,21 @@ async fn serve(config: Config, launcher: Launcher, socket: Option<UnixListener>,
     };
     watching.abort();
     served.map_err(anyhow::Error::from_boxed)
+}
+
+/// Returns when the launcher has ended: without it no device comes back.
+async fn until_over(launcher: Arc<LauncherProcess>) {
+    let (over, told) = tokio::sync::oneshot::channel();
+    // A thread of its own, which nobody waits for when the daemon ends.
+    std::thread::spawn(move || {
+        let _ = launcher.wait();
+        let _ = over.send(());
+    });
+    let _ = told.await;
+}
+
+fn program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("can't find this program again")
 }
 
 /// What to do about an error of this module, where there is something.
@@ -145,6 +183,8 @@ impl Signals {
     }
 }
 
+/// The hidden subcommand of the launcher of device processes.
+pub const DEVICE_LAUNCHER: &str = "device-launcher";
 /// The hidden subcommand of a device process.
 pub const DEVICE_PROCESS: &str = "device-process";
 /// Two carry what two cores can sign; more only lengthen the tail.

@@ -35,6 +35,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
         &["std::fs", "std::net", "std::env", "SystemTime::now", "Instant::now"],
         &[
             "file.rs",
+            "sandbox.rs",
             "trust.rs",
             "keyring.rs",
             "audit*",

@@ -41,9 +41,15 @@ enum LogFormat {
 
 #[derive(Subcommand)]
 enum Command {
-    /// What signetd starts itself as, once for each device
+    /// What signetd starts itself as, once
+    #[command(hide = true, name = daemon::DEVICE_LAUNCHER)]
+    DeviceLauncher,
+    /// What the launcher starts, once for each device
     #[command(hide = true, name = daemon::DEVICE_PROCESS)]
-    DeviceProcess,
+    DeviceProcess {
+        /// The device's configuration
+        config: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -65,8 +71,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // No file of ours is for others to read.
     umask(Mode::from_bits_truncate(0o077));
     log_to_stderr(arguments)?;
-    if let Some(Command::DeviceProcess) = arguments.command {
-        return Ok(ExitCode::from(daemon::device_process()));
+    match &arguments.command {
+        Some(Command::DeviceLauncher) => return daemon::device_launcher(logging(arguments)).map(ExitCode::from),
+        Some(Command::DeviceProcess { config }) => {
+            return daemon::device_process(config.as_deref()).map(ExitCode::from);
+        }
+        None => {}
     }
     let config = Config::load(&arguments.config)?;
     daemon::run(config, logging(arguments))?;

@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::ConfigError;
 use super::credentials::{self, Folders};
-use super::file::{Device, Kind, Source};
+use super::file::{Device, Kind, Sandbox, Source};
 use crate::device::{DeviceConfig, DeviceKind, Pkcs11Config, TpmConfig, TpmParent};
 use crate::file::StateDir;
 use crate::key::KeyId;
@@ -43,11 +43,12 @@ fn one(scope: Scope<'_>, state_dir: &StateDir, device: Device) -> Result<DeviceC
     let latch_file = state_dir.latch(&name);
     let call_limit = device.call_limit.as_ref().map_or(DEFAULT_CALL_LIMIT, |limit| limit.0);
     let queue = scope.count("device.queue", device.queue.as_ref(), DEFAULT_QUEUE, MOST_QUEUED)?;
+    let sandbox = device.sandbox == Sandbox::On;
     let kind = match device.kind.get_ref() {
         Kind::Pkcs11 => DeviceKind::Pkcs11(scope.pkcs11(device)?),
         Kind::Tpm => DeviceKind::Tpm(scope.tpm(device, parent(state_dir, &name)?)?),
     };
-    Ok(DeviceConfig { name, kind, call_limit, queue, latch_file })
+    Ok(DeviceConfig { name, kind, call_limit, queue, latch_file, sandbox })
 }
 
 /// Where things were written and where files are looked up.

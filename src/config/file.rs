@@ -80,6 +80,8 @@ pub(super) struct Device {
     pub(super) pin_file: Option<Spanned<PathBuf>>,
     pub(super) call_limit: Option<Span>,
     pub(super) queue: Option<Spanned<usize>>,
+    #[serde(default)]
+    pub(super) sandbox: Sandbox,
     pub(super) module: Option<Spanned<PathBuf>>,
     pub(super) token: Option<Spanned<Token>>,
     pub(super) sessions: Option<Spanned<usize>>,
@@ -88,6 +90,15 @@ pub(super) struct Device {
     pub(super) tcti: Option<Spanned<String>>,
     pub(super) owner_auth_file: Option<Spanned<PathBuf>>,
     pub(super) session: Option<Spanned<TpmSession>>,
+}
+
+/// Whether a device's process is confined.
+#[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Sandbox {
+    #[default]
+    On,
+    Off,
 }
 
 /// A device's `kind`.

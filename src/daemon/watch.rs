@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch as channel};
 use tokio::task::{self, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::supervisor;
+use super::{confine, supervisor};
 use crate::config::Config;
 use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health};
@@ -109,7 +109,9 @@ impl Watch {
         let config = match blocking(move || Config::load(&path)).await {
             Ok(config) => config,
             Err(error) => {
-                tracing::error!(%error, remedy = error.remedy, "the configuration is not reloaded: the old one stays in force");
+                let shut = error.what.contains("Permission denied") && confine::is_alone(&self.config);
+                let remedy = if shut { REPLACED } else { error.remedy.as_str() };
+                tracing::error!(%error, remedy, "the configuration is not reloaded: the old one stays in force");
                 return;
             }
         };
@@ -317,6 +319,8 @@ pub(super) fn stamp(state_dir: &StateDir) -> Option<Stamp> {
 }
 
 const TICK: Duration = Duration::from_secs(1);
+/// A confined daemon has the file open to it, not the folder.
+const REPLACED: &str = "correct it in the file that was there at the start: its folder holds a PIN, so no other file in it can be read; or restart signetd";
 /// How long a start waits for a device before the supervisor is told that it goes without.
 const GRACE: Duration = Duration::from_secs(10);
 const CHECK_LIMIT: Duration = Duration::from_secs(10);

@@ -22,6 +22,8 @@ pub struct DeviceConfig {
     pub queue: usize,
     /// Where a refused PIN is remembered.
     pub latch_file: PathBuf,
+    /// Whether its process gives up what devices of its kind have no use for.
+    pub sandbox: bool,
 }
 
 impl DeviceConfig {

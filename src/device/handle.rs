@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use self::dispatch::Dispatcher;
 use self::queue::Request;
+use super::launcher::LauncherProcess;
 use super::wire::{Answer, Work};
 use super::{DeviceConfig, DeviceError};
 use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
@@ -27,6 +28,21 @@ pub struct Launcher {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+}
+
+/// Who starts device processes.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// The process that holds the handle, as its children.
+    Here(Launcher),
+    /// A launcher, because the process that holds the handle has given up what a device needs.
+    Apart(Arc<LauncherProcess>),
+}
+
+impl From<Launcher> for Start {
+    fn from(launcher: Launcher) -> Self {
+        Self::Here(launcher)
+    }
 }
 
 /// A device as the daemon knows it. Clones share one device process; when the last is dropped, the process is ended.
@@ -81,11 +97,11 @@ pub struct Figures {
 impl Handle {
     /// Starts the device process, and keeps one running. Needs a tokio runtime.
     #[must_use]
-    pub fn start(config: DeviceConfig, launcher: Launcher) -> Self {
+    pub fn start(config: DeviceConfig, launcher: impl Into<Start>) -> Self {
         let (requests, received) = mpsc::unbounded_channel();
         let (published, health) = watch::channel(Health::Starting);
         let counters = Arc::new(Counters::default());
-        tokio::spawn(Dispatcher::new(config, launcher, received, published, Arc::clone(&counters)).run());
+        tokio::spawn(Dispatcher::new(config, launcher.into(), received, published, Arc::clone(&counters)).run());
         Self { requests, health, counters }
     }
 

@@ -329,7 +329,7 @@ fn probe(latch_file: &Path) -> io::Result<()> {
     written
 }
 
-fn make_folder(latch_file: &Path) -> io::Result<()> {
+pub(super) fn make_folder(latch_file: &Path) -> io::Result<()> {
     file::private_folder(latch_file.parent().ok_or(io::ErrorKind::InvalidInput)?)
 }
 

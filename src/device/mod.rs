@@ -7,6 +7,7 @@ mod config;
 pub mod fault;
 pub mod handle;
 pub mod latch;
+pub mod launcher;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
 pub mod process;

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,14 +16,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal, raise};
 
 use super::wire::{self, Answer, BadFrame, Frames, Job, Report, Work};
-use super::{Device, DeviceConfig, DeviceError, Opened, latch};
+use super::{Device, DeviceConfig, DeviceError, DeviceKind, Opened, latch};
+use crate::sandbox::{self, Files, Kept, SandboxError};
 
 /// Runs the device process on the socket that stands at standard input, until the daemon closes it. Returns the exit code.
+/// The daemon tells the configuration first, where it was not told otherwise.
 /// To be called before there are other threads.
-pub fn run(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> u8 {
-    // A signal to the whole unit or to all of this name is for the daemon, which drains or reloads: the device must last.
-    let for_the_daemon = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
-    match for_the_daemon.thread_block().map_err(io::Error::from).and_then(|()| serve(open)) {
+pub fn run(told: Option<DeviceConfig>, open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> u8 {
+    match keep_signals_for_the_daemon().and_then(|()| serve(told, open)) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("device process: {error}");
@@ -31,15 +32,25 @@ pub fn run(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> u8 {
     }
 }
 
+/// A signal to the whole unit or to all of this name is for the daemon, which drains or reloads: its other processes must last.
+pub(super) fn keep_signals_for_the_daemon() -> io::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
+    signals.thread_block().map_err(io::Error::from)
+}
+
 /// Returns where the device could not be opened; otherwise serves until [`end`].
-fn serve(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> io::Result<()> {
+fn serve(told: Option<DeviceConfig>, open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> io::Result<()> {
     let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut frames = Frames::default();
+    // What a module starts must not hold the pipe.
+    nix::unistd::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    let mut told = told;
     let config = loop {
-        if let Some(config) = frames.next::<DeviceConfig>().map_err(io::Error::other)? {
+        if let Some(config) = told.take() {
             break config;
         }
         receive(&mut socket, &mut frames)?;
+        told = frames.next().map_err(io::Error::other)?;
     };
     let shared = Arc::new(Shared {
         jobs: Mutex::default(),
@@ -48,6 +59,11 @@ fn serve(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> io::Res
         socket: socket.try_clone()?,
         refused: OnceLock::new(),
     });
+    if let Err(error) = if config.sandbox { confine(&config) } else { Ok(()) } {
+        let open = format!(r#"its process can't be confined: {error}; sandbox = "off" does without"#);
+        shared.send(&Report::Refused(DeviceError::Misconfigured(open)));
+        return Ok(());
+    }
     // Reads from now on: a module may hang while it opens, and the process must end with its pipe nevertheless.
     let reader = Arc::clone(&shared);
     spawn("pipe", move || reader.read(socket, frames))?;
@@ -69,6 +85,28 @@ fn serve(open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> io::Res
     }
     let Some(mut device) = own else { return Err(io::Error::other("the device has no workers")) };
     shared.work(&mut *device)
+}
+
+/// Gives up what no device of its kind needs. A TPM's files are known; what a PKCS#11 module reads and writes is not.
+fn confine(config: &DeviceConfig) -> Result<(), SandboxError> {
+    if let DeviceKind::Tpm(tpm) = &config.kind {
+        // A latch must be possible, and a folder that is not there can't be named. What fails here shows before any PIN is sent.
+        let _ = latch::make_folder(&config.latch_file);
+        let secrets = tpm.pin_file.iter().map(PathBuf::as_path);
+        let latches = config.latch_file.parent();
+        // The folder and not the TPM's file, which is another one when the driver has been away.
+        let devices =
+            [Some(Path::new("/dev")), tpm.tcti.strip_prefix("device:").and_then(|path| Path::new(path).parent())];
+        let files = Files {
+            read: LIBRARIES.iter().map(Path::new).chain(secrets).collect(),
+            write: devices.into_iter().flatten().chain(latches).collect(),
+            network: !tpm.tcti.starts_with("device"),
+        };
+        if sandbox::close_files(&files)? != Kept::All {
+            tracing::warn!(device = %config.name, "this kernel's landlock is too old: the device process is confined in part");
+        }
+    }
+    sandbox::close_calls()
 }
 
 struct Shared {
@@ -213,6 +251,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What the TSS is made of, and what the C library reads to look up a host.
+const LIBRARIES: [&str; 7] = ["/usr/lib", "/usr/local/lib", "/usr/lib64", "/lib", "/lib64", "/etc", "/proc/self"];
 /// How often a passing condition is tried again, and after what pause.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(5);

@@ -20,6 +20,7 @@ mod contract;
 mod daemon;
 mod forgery;
 mod handle;
+mod hardening;
 mod import;
 mod interop;
 mod lifecycle;

@@ -16,7 +16,6 @@ use tonic::{Code, Request};
 use tonic_health::ServingStatus;
 use tonic_types::StatusExt as _;
 
-use crate::secrets::processes;
 use crate::support::daemon::{ACCOUNT, TestDaemon};
 use crate::support::softhsm::SoftHsm;
 use crate::support::swtpm::SwTpm;
@@ -218,8 +217,8 @@ async fn a_second_key_takes_over_and_the_first_one_again() {
 struct Stalled(nix::unistd::Pid);
 
 impl Stalled {
-    fn new(pid: u32) -> Self {
-        let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+    fn new(pid: i32) -> Self {
+        let pid = nix::unistd::Pid::from_raw(pid);
         nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
         Self(pid)
     }
@@ -236,7 +235,7 @@ async fn a_deadline_is_kept_and_called_one() {
     let Some((_tpm, mut daemon)) = on_swtpm() else { return };
     daemon.spawn();
     daemon.wait_for_health(ServingStatus::Serving).await;
-    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let device = daemon.device_processes();
     let _stalled = Stalled::new(device[0]);
     let mut client = daemon.client();
     let request = proto::GetAccountRequest { account: String::new() };
@@ -253,7 +252,7 @@ async fn a_deadline_is_kept_and_called_one() {
 #[tokio::test]
 async fn a_reload_waits_for_no_hung_device() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let device = daemon.device_processes();
     let _stalled = Stalled::new(device[0]);
     // A keyring that was written anew has its keys checked anew.
     Keyring::load(&daemon.state()).unwrap().save(&daemon.state()).unwrap();
@@ -271,7 +270,7 @@ async fn a_reload_waits_for_no_hung_device() {
 #[tokio::test]
 async fn a_user_who_sends_more_than_fits_is_told_to_retry() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let device = daemon.device_processes();
     let stalled = Stalled::new(device[0]);
     let message = vec![7; 1 << 20];
     let mut calls = tokio::task::JoinSet::new();
@@ -291,7 +290,7 @@ async fn a_user_who_sends_more_than_fits_is_told_to_retry() {
 #[tokio::test]
 async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };
-    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let device = daemon.device_processes();
     let stalled = Stalled::new(device[0]);
     let mut client = daemon.client();
     client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
@@ -312,7 +311,7 @@ async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new
 #[tokio::test]
 async fn a_caller_that_hangs_up_leaves_a_record() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let device: Vec<_> = processes(daemon.pid()).into_iter().filter(|pid| *pid != daemon.pid()).collect();
+    let device = daemon.device_processes();
     let stalled = Stalled::new(device[0]);
     let mut client = daemon.client();
     client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();

@@ -1,8 +1,11 @@
 //! A running device process, as the daemon holds it: its end of the pipe, and the means to end it.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,9 +14,10 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Launcher;
+use super::{Launcher, Start};
+use crate::device::launcher::{self, LauncherProcess};
 use crate::device::wire::{self, BadFrame, Frames, Report};
-use crate::device::{DeviceConfig, DeviceError, DeviceKind, QUIET_TSS};
+use crate::device::{DeviceConfig, DeviceError};
 
 /// A device process and its pipe. Dropping it kills the process, and waits for nothing: one that the kernel holds in a
 /// device's driver dies minutes later.
@@ -23,42 +27,43 @@ pub(super) struct DeviceProcess {
     chunk: Box<[u8]>,
     outgoing: Vec<u8>,
     /// Both go to the task that reaps the child.
-    child: Option<(Child, OwnedSemaphorePermit)>,
+    child: Option<(Running, OwnedSemaphorePermit)>,
+}
+
+/// A process that was started.
+enum Running {
+    Child(Child),
+    /// The launcher's child. The pipe is a second hold on ours: it ends when the process does.
+    Apart {
+        launcher: Arc<LauncherProcess>,
+        id: u64,
+        pipe: std::os::unix::net::UnixStream,
+    },
 }
 
 impl DeviceProcess {
-    /// Starts the process and tells it its configuration. The permit is returned when the process is no more.
+    /// Starts the process and tells it its configuration, where its launcher does not. The permit is returned when the process is no more.
     pub(super) fn start(
-        launcher: &Launcher,
+        launcher: &Start,
         config: &DeviceConfig,
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, DeviceError> {
         let failed = |error: io::Error| DeviceError::Away(format!("its process can't be started: {error}"));
         let (pipe, childs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         pipe.set_nonblocking(true).map_err(failed)?;
-        let mut command = Command::new(&launcher.program);
-        command
-            .args(&launcher.arguments)
-            .stdin(OwnedFd::from(childs))
-            .stdout(Stdio::null())
-            // Ctrl-C is for the daemon, which still drains.
-            .process_group(0)
-            .kill_on_drop(true);
-        for variable in SUPERVISORS {
-            command.env_remove(variable);
-        }
-        match &config.kind {
-            DeviceKind::Pkcs11(pkcs11) => {
-                if let Some(environment) = &pkcs11.environment {
-                    command.env_clear().envs(environment);
-                }
+        let child = match launcher {
+            Start::Here(Launcher { program, arguments }) => {
+                let mut command = Command::from(launcher::command(program, arguments, config));
+                Running::Child(command.stdin(OwnedFd::from(childs)).kill_on_drop(true).spawn().map_err(failed)?)
             }
-            DeviceKind::Tpm(_) => {
-                let (variable, quiet) = QUIET_TSS;
-                command.env(variable, std::env::var_os(variable).unwrap_or_else(|| quiet.into()));
+            Start::Apart(launcher) => {
+                let id = NEXT_ID.fetch_add(1, Relaxed);
+                launcher.launch(id, &config.name, &OwnedFd::from(childs)).map_err(failed)?;
+                let pipe = pipe.try_clone().map_err(failed)?;
+                Running::Apart { launcher: Arc::clone(launcher), id, pipe }
             }
-        }
-        let child = command.spawn().map_err(failed)?;
+        };
+        let told_already = matches!(child, Running::Apart { .. });
         let mut process = Self {
             pipe: UnixStream::from_std(pipe).map_err(failed)?,
             incoming: Frames::default(),
@@ -66,6 +71,9 @@ impl DeviceProcess {
             outgoing: Vec::new(),
             child: Some((child, permit)),
         };
+        if told_already {
+            return Ok(process);
+        }
         process.send(config).map_err(|error| DeviceError::Misconfigured(format!("device {}: {error}", config.name)))?;
         Ok(process)
     }
@@ -113,27 +121,57 @@ impl DeviceProcess {
 
 impl Drop for DeviceProcess {
     fn drop(&mut self) {
-        let Some((mut child, permit)) = self.child.take() else { return };
-        let _ = child.start_kill();
-        // Without a runtime the daemon itself is ending, and dropping the child has killed it.
+        let Some((mut process, permit)) = self.child.take() else { return };
+        process.kill();
+        // Without a runtime the daemon itself is ending, and the process with it.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let slow = tokio::time::timeout(SLOW, child.wait()).await.is_err();
+            let mut ended = Box::pin(process.ended());
+            let slow = tokio::time::timeout(SLOW, &mut ended).await.is_err();
             if slow {
                 tracing::warn!("a killed device process has not ended: the kernel still waits for its device");
-            }
-            match child.wait().await {
-                Ok(status) => tracing::debug!("a device process has ended: {status}"),
-                Err(error) => tracing::warn!("a device process: {error}"),
+                ended.await;
             }
             drop(permit);
         });
     }
 }
 
-/// What the daemon has from its supervisor is for the daemon alone.
-const SUPERVISORS: [&str; 6] =
-    ["CREDENTIALS_DIRECTORY", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID"];
+impl Running {
+    fn kill(&mut self) {
+        match self {
+            Self::Child(child) => drop(child.start_kill()),
+            Self::Apart { launcher, id, pipe } => {
+                // Its end of the pipe ends too, and it with it, should the launcher be no more.
+                let _ = pipe.shutdown(Shutdown::Write);
+                let _ = launcher.end(*id);
+            }
+        }
+    }
+
+    /// Waits until the process is no more.
+    async fn ended(self) {
+        match self {
+            Self::Child(mut child) => match child.wait().await {
+                Ok(status) => tracing::debug!("a device process has ended: {status}"),
+                Err(error) => tracing::warn!("a device process: {error}"),
+            },
+            Self::Apart { pipe, .. } => {
+                let Ok(pipe) = UnixStream::from_std(pipe) else { return };
+                let mut rest = [0; 4096];
+                while pipe.readable().await.is_ok() {
+                    match pipe.try_read(&mut rest) {
+                        Ok(1..) => {}
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Ok(0) | Err(_) => break,
+                    }
+                }
+                tracing::debug!("a device process has ended");
+            }
+        }
+    }
+}
+
 /// Why a process is lost whose pipe fails.
 pub(super) fn ended(error: &io::Error) -> DeviceError {
     DeviceError::Away(match error.kind() {
@@ -147,5 +185,6 @@ pub(super) fn nonsense(what: &dyn std::fmt::Display) -> DeviceError {
     DeviceError::Away(format!("its process talks nonsense: {what}"))
 }
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 /// A killed process that lives longer than this is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(2);

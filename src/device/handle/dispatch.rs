@@ -20,13 +20,13 @@ use tokio::time::Instant;
 use super::child::{DeviceProcess, ended, nonsense};
 use super::queue::{Pace, Queue, Request};
 use super::suspects::Suspects;
-use super::{Counters, Health, Launcher};
+use super::{Counters, Health, Start};
 use crate::device::wire::{Answer, Job, Report};
 use crate::device::{DeviceConfig, DeviceError, latch};
 
 pub(super) struct Dispatcher {
     config: DeviceConfig,
-    launcher: Launcher,
+    launcher: Start,
     requests: mpsc::UnboundedReceiver<Request>,
     queue: Queue,
     pace: Pace,
@@ -76,7 +76,7 @@ struct InFlight {
 impl Dispatcher {
     pub(super) fn new(
         config: DeviceConfig,
-        launcher: Launcher,
+        launcher: Start,
         requests: mpsc::UnboundedReceiver<Request>,
         health: watch::Sender<Health>,
         counters: Arc<Counters>,

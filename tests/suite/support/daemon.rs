@@ -191,7 +191,8 @@ impl TestDaemon {
             of_daemon.split_whitespace().map(|pid| format!("{pid} {} ", children(pid))).collect()
         };
         let is_device = |pid: &&str| {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0device-process\0"))
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|argument| argument == b"device-process")
         };
         descendants.split_whitespace().filter(is_device).map(|pid| pid.parse().unwrap()).collect()
     }

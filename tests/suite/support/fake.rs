@@ -68,6 +68,7 @@ impl Fake {
             call_limit: Duration::from_secs(60),
             queue: 1000,
             latch_file: self.latch_file(),
+            sandbox: false,
         }
     }
 
@@ -170,7 +171,9 @@ pub(crate) fn launcher() -> Launcher {
 #[test]
 #[ignore = "the fake's device process: started by the tests that need it"]
 fn device_process() {
-    std::process::exit(process::run(open).into());
+    // It stands at standard input, but not for long.
+    PIPE.set(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap())).unwrap();
+    std::process::exit(process::run(None, open).into());
 }
 
 /// What the device process serves.
@@ -314,8 +317,10 @@ fn next_act(folder: &Path, operation: &str) -> Option<String> {
     acts.iter().find(mine).map(|name| name.split('.').nth(1).unwrap().to_owned())
 }
 
+static PIPE: std::sync::OnceLock<UnixStream> = std::sync::OnceLock::new();
+
 /// Writes to the pipe what a sound device process never would.
 fn say(bytes: &[u8]) {
-    let mut pipe = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    let mut pipe = PIPE.get().unwrap();
     pipe.write_all(bytes).unwrap();
 }

@@ -76,6 +76,7 @@ impl SoftHsm {
             call_limit: Duration::from_secs(10),
             queue: 1024,
             latch_file: self.directory.join("latch.json"),
+            sandbox: true,
         }
     }
 

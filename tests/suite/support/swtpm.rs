@@ -141,6 +141,7 @@ impl TpmSettings {
             call_limit: Duration::from_secs(10),
             queue: 64,
             latch_file: folder.path().join("latches/tpm.json"),
+            sandbox: true,
         };
         Self { folder, device, tpm }
     }

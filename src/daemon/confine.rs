@@ -1,0 +1,93 @@
+//! What the daemon process itself may still open once it meets callers: its own files, and no device, PIN, module or token.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+use crate::device::DeviceKind;
+use crate::sandbox::{self, Files, Kept};
+
+/// Gives up everything that serving callers needs not, for the calling thread and all that it starts. What the kernel
+/// does not support is told to the log.
+pub fn confine(config: &Config) {
+    if config.policy.sought().executables.is_empty() {
+        tell_secrets_within_reach(config);
+        match sandbox::close_files(&files(config)) {
+            Ok(Kept::All) => {}
+            Ok(kept) => tracing::warn!(
+                ?kept,
+                "this kernel's landlock is too old or off: signetd could open more files than it needs"
+            ),
+            Err(error) => tracing::warn!(%error, "signetd could open more files than it needs"),
+        }
+    } else {
+        tracing::warn!(
+            "rules by executable look into other processes, which landlock forbids: signetd could open more files than it needs"
+        );
+    }
+    for device in config.devices.iter().filter(|device| !device.sandbox) {
+        tracing::warn!(device = %device.name, r#"sandbox = "off": the device process may open and call what it likes"#);
+    }
+    if let Err(error) = sandbox::close_calls() {
+        tracing::warn!(%error, "signetd could make more system calls than it needs");
+    }
+}
+
+/// Whether of the configuration's folder only the file is open, so that another file in its place is not.
+pub(super) fn is_alone(config: &Config) -> bool {
+    let folder = config.path.parent().unwrap_or(Path::new("/"));
+    secrets(config).iter().any(|secret| lies_in(secret, folder))
+}
+
+fn files(config: &Config) -> Files<PathBuf> {
+    let folder = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
+    let configuration = if is_alone(config) { config.path.clone() } else { folder(&config.path) };
+    let read = NAMES.iter().map(PathBuf::from).chain([configuration]).collect();
+    let write = vec![config.state_dir.to_path_buf(), folder(&config.audit.path), folder(&config.listen.grpc)];
+    Files { read, write, network: false }
+}
+
+/// Files that hold what only devices may know.
+fn secrets(config: &Config) -> Vec<&Path> {
+    config
+        .devices
+        .iter()
+        .flat_map(|device| match &device.kind {
+            DeviceKind::Pkcs11(pkcs11) => [pkcs11.pin_file.as_deref(), None],
+            DeviceKind::Tpm(tpm) => [tpm.pin_file.as_deref(), tpm.owner_auth_file.as_deref()],
+        })
+        .flatten()
+        .collect()
+}
+
+fn tell_secrets_within_reach(config: &Config) {
+    for secret in secrets(config) {
+        for folder in files(config).write.iter().filter(|folder| lies_in(secret, folder)) {
+            tracing::warn!(secret = %secret.display(), folder = %folder.display(), "signetd itself needs this folder, so it could read the secret in it: keep it elsewhere");
+        }
+    }
+}
+
+fn lies_in(file: &Path, folder: &Path) -> bool {
+    match (fs::canonicalize(file), fs::canonicalize(folder)) {
+        (Ok(file), Ok(folder)) => file.starts_with(folder),
+        // What is not there to be told is taken for the worse.
+        _ => true,
+    }
+}
+
+/// What it takes to look up users and groups by name, and a caller's unit.
+const NAMES: [&str; 12] = [
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/nsswitch.conf",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/usr/lib",
+    "/usr/lib64",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/dev/urandom",
+    "/run/systemd/userdb",
+];

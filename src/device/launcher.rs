@@ -1,0 +1,206 @@
+//! The launcher: a small process that starts device processes for a daemon that has given up the right to.
+//!
+//! What a confined daemon may not do its children may not either, and they have to open devices, PINs and modules. So they
+//! are another process's children. That process is told once, before the daemon meets a caller, which devices there are;
+//! from then on the daemon names one, passes an end of a pipe, and can have nothing else started, nor started otherwise.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize};
+
+use super::process::keep_signals_for_the_daemon;
+use super::{DeviceConfig, DeviceKind, QUIET_TSS};
+use crate::key::KeyId;
+
+/// The daemon's end: the launcher ends when this is dropped, and its device processes with it.
+#[derive(Debug)]
+pub struct LauncherProcess {
+    socket: OwnedFd,
+}
+
+/// What the launcher is told.
+#[derive(Serialize, Deserialize)]
+enum Order {
+    /// First and once: the devices there are.
+    Know(Vec<DeviceConfig>),
+    /// Start this device's process on the descriptor that comes with it.
+    Start { id: u64, device: KeyId },
+    /// Kill it.
+    End { id: u64 },
+}
+
+impl LauncherProcess {
+    /// Starts the launcher: this program with the arguments that make it [`run`].
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn start(program: &Path, arguments: &[OsString], devices: &[DeviceConfig]) -> io::Result<Self> {
+        let (socket, launchers) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Command::new(program)
+            .args(arguments)
+            .stdin(launchers)
+            .stdout(Stdio::null())
+            // Ctrl-C is for the daemon, which still drains.
+            .process_group(0)
+            .spawn()?;
+        let launcher = Self { socket };
+        launcher.order(&Order::Know(devices.to_vec()), None)?;
+        Ok(launcher)
+    }
+
+    /// Has a device's process started on its end of a pipe. Where that fails, the pipe is closed.
+    pub(super) fn launch(&self, id: u64, device: &KeyId, pipe: &OwnedFd) -> io::Result<()> {
+        self.order(&Order::Start { id, device: device.clone() }, Some(pipe))
+    }
+
+    /// Has a device's process killed.
+    pub(super) fn end(&self, id: u64) -> io::Result<()> {
+        self.order(&Order::End { id }, None)
+    }
+
+    /// Waits for the launcher's end, which is the end of all devices. Blocks.
+    pub fn wait(&self) -> io::Result<()> {
+        // It never writes: what arrives is its end.
+        let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        poll(&mut socket, PollTimeout::NONE)?;
+        Ok(())
+    }
+
+    fn order(&self, order: &Order, pipe: Option<&OwnedFd>) -> io::Result<()> {
+        let bytes = postcard::to_stdvec(order).map_err(io::Error::other)?;
+        let descriptors: Vec<_> = pipe.iter().map(|pipe| pipe.as_raw_fd()).collect();
+        let with_pipe = [ControlMessage::ScmRights(&descriptors)];
+        let control = if pipe.is_some() { with_pipe.as_slice() } else { &[] };
+        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+}
+
+/// Runs the launcher on the socket that stands at standard input, until the daemon closes it. Device processes are
+/// `program arguments CONFIG`. Returns the exit code.
+pub fn run(program: PathBuf, arguments: Vec<OsString>) -> u8 {
+    let launched = keep_signals_for_the_daemon().and_then(|()| {
+        let socket = io::stdin().as_fd().try_clone_to_owned()?;
+        let (devices, children) = (Vec::new(), HashMap::new());
+        Nursery { program, arguments, socket, devices, children, dying: Vec::new() }.serve()
+    });
+    match launched {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("launcher of device processes: {error}");
+            1
+        }
+    }
+}
+
+/// The launcher's side.
+struct Nursery {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    socket: OwnedFd,
+    devices: Vec<DeviceConfig>,
+    children: HashMap<u64, Child>,
+    /// Killed, and not yet ended.
+    dying: Vec<Child>,
+}
+
+impl Nursery {
+    fn serve(&mut self) -> io::Result<()> {
+        loop {
+            let patience = if self.dying.is_empty() { PollTimeout::NONE } else { REAP_PAUSE.into() };
+            let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut socket, patience)? > 0 {
+                let Some((order, pipe)) = receive(&self.socket)? else { break };
+                self.obey(order, pipe);
+            }
+            self.dying.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        }
+        for child in self.children.values_mut() {
+            let _ = child.kill();
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, order: Order, pipe: Option<OwnedFd>) {
+        match (order, pipe) {
+            (Order::Know(devices), None) if self.devices.is_empty() => self.devices = devices,
+            (Order::Start { id, device }, Some(pipe)) => match self.start(&device, pipe) {
+                Ok(child) => drop(self.children.insert(id, child)),
+                Err(error) => tracing::error!(%device, "its process can't be started: {error}"),
+            },
+            (Order::End { id }, None) => {
+                if let Some(mut child) = self.children.remove(&id) {
+                    let _ = child.kill();
+                    self.dying.push(child);
+                }
+            }
+            _ => tracing::error!("launcher of device processes: refused an order"),
+        }
+    }
+
+    fn start(&self, device: &KeyId, pipe: OwnedFd) -> io::Result<Child> {
+        let config = self.devices.iter().find(|config| config.name == *device);
+        let config = config.ok_or_else(|| io::Error::other("there is no such device"))?;
+        let text = serde_json::to_string(config)?;
+        command(&self.program, &self.arguments, config).arg(text).stdin(pipe).spawn()
+    }
+}
+
+/// The command of a device's process, with the environment that it is to have.
+pub(super) fn command(program: &Path, arguments: &[OsString], config: &DeviceConfig) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).stdout(Stdio::null()).process_group(0);
+    for variable in SUPERVISORS {
+        command.env_remove(variable);
+    }
+    match &config.kind {
+        DeviceKind::Pkcs11(pkcs11) => {
+            if let Some(environment) = &pkcs11.environment {
+                command.env_clear().envs(environment);
+            }
+        }
+        DeviceKind::Tpm(_) => {
+            let (variable, quiet) = QUIET_TSS;
+            command.env(variable, std::env::var_os(variable).unwrap_or_else(|| quiet.into()));
+        }
+    }
+    command
+}
+
+/// The next order; none where the daemon has ended.
+#[allow(unsafe_code, reason = "a descriptor that was received is a bare number to nix")]
+fn receive(socket: &OwnedFd) -> io::Result<Option<(Order, Option<OwnedFd>)>> {
+    let mut bytes = vec![0; LONGEST_ORDER];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut pipe = None;
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = message {
+            // SAFETY: the kernel has just opened them for this process, and nothing else knows of them.
+            pipe = descriptors.into_iter().map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }).next();
+        }
+    }
+    let length = received.bytes;
+    if length == 0 {
+        return Ok(None);
+    }
+    let order = postcard::from_bytes(bytes.get(..length).unwrap_or_default()).map_err(io::Error::other)?;
+    Ok(Some((order, pipe)))
+}
+
+/// What the daemon has from its supervisor is for the daemon alone.
+const SUPERVISORS: [&str; 6] =
+    ["CREDENTIALS_DIRECTORY", "INVOCATION_ID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+const LONGEST_ORDER: usize = 128 << 10;
+const REAP_PAUSE: u16 = 100;

@@ -1,0 +1,146 @@
+//! What the daemon and its device processes have given up, seen from inside, and what the packaged unit takes from them (T9).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use signet::config::Config;
+use signet::proto::{self, sign_blob_request as blob};
+
+use crate::signing::on_softhsm;
+use crate::support::daemon::TestDaemon;
+use crate::support::skip;
+use crate::support::softhsm::SoftHsm;
+
+/// What `look` sees from inside of the daemon's confinement, which binds a thread and ends with it.
+fn confined<T: Send>(daemon: &TestDaemon, look: impl FnOnce() -> T + Send) -> T {
+    let config = Config::load(&daemon.config_file()).unwrap();
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            signet::daemon::confine(&config);
+            look()
+        });
+        inside.join().unwrap()
+    })
+}
+
+fn is_closed(path: &Path) -> bool {
+    let read = File::open(path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+    let write = OpenOptions::new().append(true).open(path);
+    read && write.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+}
+
+#[tokio::test]
+async fn the_daemon_can_open_its_own_files_and_no_pin_token_device_or_program() {
+    let Some((token, daemon)) = on_softhsm().await else { return };
+    let beside = daemon.folder().join("hsm.pin");
+    fs::copy(token.pin_file(), &beside).unwrap();
+    let text = fs::read_to_string(daemon.config_file()).unwrap();
+    daemon.configure(&text.replace(token.pin_file().to_str().unwrap(), "hsm.pin"));
+    let objects = fs::read_dir(token.directory.join("tokens")).unwrap().next().unwrap().unwrap().path();
+    let object = fs::read_dir(objects).unwrap().next().unwrap().unwrap().path();
+    for path in [&token.pin_file(), &beside, &object, &token.configuration()] {
+        assert!(!is_closed(path), "the test itself can open {}", path.display());
+    }
+    confined(&daemon, || {
+        for path in [&token.pin_file(), &beside, &object, &token.configuration()] {
+            assert!(is_closed(path), "{} is open to the daemon", path.display());
+        }
+        for device in ["/dev/tpmrm0", "/dev/tpm0"].map(Path::new).into_iter().filter(|device| device.exists()) {
+            assert!(is_closed(device), "{} is open to the daemon", device.display());
+        }
+        let started = Command::new("/bin/true").status().unwrap_err();
+        assert_eq!(started.kind(), ErrorKind::PermissionDenied);
+        let connected = std::net::TcpStream::connect("127.0.0.1:9").unwrap_err();
+        assert_eq!(connected.kind(), ErrorKind::PermissionDenied);
+        // What it serves with.
+        File::open(daemon.config_file()).unwrap();
+        File::open(daemon.state().join("keyring.json")).unwrap();
+        OpenOptions::new().append(true).open(daemon.audit_file()).unwrap();
+        assert!(nix::unistd::User::from_name("root").unwrap().is_some());
+    });
+}
+
+#[tokio::test]
+async fn every_thread_of_the_daemon_and_of_its_devices_is_confined() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    for (pid, threads) in [(daemon.pid().to_string(), 3), (device.to_string(), 2)] {
+        let mut seen = 0;
+        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let has = |line: &str| status.lines().any(|told| told.split_whitespace().eq(line.split(' ')));
+            assert!(has("NoNewPrivs: 1") && has("Seccomp: 2"), "{status}");
+            seen += 1;
+        }
+        assert!(seen >= threads, "{pid}: {seen}");
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_needs_more_is_left_alone_and_the_log_says_so() {
+    let Some(token) = SoftHsm::new() else { return };
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&format!("{}sandbox = \"off\"\n", token.toml())));
+    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+    daemon.spawn();
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    daemon.wait_for_log("sandbox = \"off\"");
+    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let status = fs::read_to_string(format!("/proc/{device}/status")).unwrap();
+    assert!(status.contains("Seccomp:\t0"), "{status}");
+}
+
+#[tokio::test]
+async fn a_device_process_that_dies_is_started_again_by_the_launcher_which_ends_with_the_daemon() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    let [first] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    daemon.wait_for_log("lost a device process");
+    let input = Some(blob::Input::Payload(b"message".to_vec().into()));
+    let request = proto::SignBlobRequest { account: String::new(), input, algorithm: 0 };
+    daemon.client().sign_blob(request).await.unwrap();
+    let [second] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let status = fs::read_to_string(format!("/proc/{second}/status")).unwrap();
+    let launcher = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap().to_owned();
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    for pid in [launcher, second.to_string()] {
+        // A process that nobody reaps is a zombie, which is as good as gone.
+        let lives = || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+        };
+        while lives() {
+            assert!(std::time::Instant::now() < until, "{pid} outlives the daemon");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_its_launcher_the_daemon_ends() {
+    let Some((_token, mut daemon)) = on_softhsm().await else { return };
+    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let status = fs::read_to_string(format!("/proc/{device}/status")).unwrap();
+    let launcher = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(launcher), Signal::SIGKILL).unwrap();
+    assert_eq!(daemon.wait().code(), Some(1));
+}
+
+#[test]
+fn systemd_judges_the_unit_at_most_one() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd/signetd.service");
+    let analysed =
+        Command::new("systemd-analyze").args(["security", "--offline=yes", "--no-pager"]).arg(&unit).output();
+    let Ok(analysed) = analysed else { return skip("systemd-analyze", "systemd") };
+    let said = String::from_utf8(analysed.stdout).unwrap();
+    let verdict = said.split("Overall exposure level for signetd.service:").nth(1);
+    let exposure: f32 = verdict.and_then(|verdict| verdict.split_whitespace().next()).expect(&said).parse().unwrap();
+    assert!(exposure <= 1.0, "{said}");
+    // With it, every caller would be "nobody" (SO_PEERCRED).
+    let directives = fs::read_to_string(unit).unwrap();
+    assert!(!directives.lines().any(|line| line == "PrivateUsers=yes"));
+}
