@@ -13,7 +13,8 @@ use super::{Global, client, date, print, read};
 use crate::access::AccountEmail;
 use crate::config::span_of_time;
 use crate::jwt::{certificate, jwk};
-use crate::key::{self, PublicKey};
+use crate::key::{self, KeyId, PublicKey};
+use crate::keyring::KeyState;
 use crate::proto::mint_jwt_access_token_request::Target;
 use crate::proto::sign_blob_request::Input;
 use crate::proto::{self, Scopes};
@@ -205,6 +206,23 @@ pub(crate) struct Published {
 }
 
 impl Published {
+    /// Each key's id and what it is for.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&str, KeyState)> {
+        self.certificates.iter().filter_map(|key| {
+            let state = match key.state() {
+                proto::KeyState::Prepared => KeyState::Prepared,
+                proto::KeyState::Active => KeyState::Active,
+                proto::KeyState::Retired => KeyState::Retired,
+                proto::KeyState::Unspecified => return None,
+            };
+            Some((key.key_id.as_str(), state))
+        })
+    }
+
+    pub(crate) fn holds(&self, kid: &KeyId, state: KeyState) -> bool {
+        self.keys().any(|key| key == (kid.as_str(), state))
+    }
+
     pub(crate) fn x509(&self) -> Result<String, Failure> {
         self.document(jwk::x509_map)
     }

@@ -282,10 +282,15 @@ impl Signer {
         self.forget();
     }
 
-    /// Forgets cached JWTs of accounts and keys that are gone. Each request for one is judged anew in any case.
+    /// Forgets cached JWTs of accounts that are gone and of keys that have gone or have a newer one beside them, which is
+    /// to sign from now on. Each request for one is judged anew in any case.
     fn forget(&self) {
         let (rules, keyring) = (self.rules.load(), self.keyring.load());
-        let signs = |key: &Key| keyring.keys().iter().any(|active| active.is_active() && active.is_same(key));
+        let signs = |key: &Key| {
+            let mut of_account = keyring.keys().iter().filter(|other| other.account() == key.account());
+            // The newest active one stands first.
+            of_account.next().is_some_and(|newest| newest.is_active() && newest.is_same(key))
+        };
         self.cache.retain(|minted| rules.policy.account(minted.key.account()).is_some() && signs(&minted.key));
     }
 

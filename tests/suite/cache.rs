@@ -70,6 +70,15 @@ impl Stand {
 
     fn set_keyring(&self, kid: &str, state: KeyState) {
         write_keyring(&self.fake, &self.state(), kid, state);
+        self.reload();
+    }
+
+    fn take(&self, keyring: &keyring::Keyring) {
+        keyring.save(&self.state()).unwrap();
+        self.reload();
+    }
+
+    fn reload(&self) {
         self.signer.set_keyring(LiveKeyring::load(&self.state(), &self.devices).unwrap());
     }
 
@@ -229,6 +238,15 @@ async fn a_changed_policy_or_a_retired_key_drops_what_was_cached() {
     assert_eq!(stand.signer.cache_figures().entries, 0);
     let (second, _) = stand.ask(1, scopes(&["s"])).await.unwrap();
     assert_ne!(second, first);
+    let mut written = keyring::Keyring::load(&stand.state()).unwrap();
+    let older = KeyRecord { kid: "older".parse().unwrap(), activated: Some(0), ..written.keys[0].clone() };
+    let newer = KeyRecord { kid: "newer".parse().unwrap(), activated: Some(2), ..written.keys[0].clone() };
+    written.keys.push(older);
+    stand.take(&written);
+    assert_eq!(stand.ask(1, scopes(&["s"])).await.unwrap().0, second, "an older active key changes nothing");
+    written.keys.push(newer);
+    stand.take(&written);
+    assert_ne!(stand.ask(1, scopes(&["s"])).await.unwrap().0, second, "the newest active key signs from now on");
     stand.set_keyring("second", KeyState::Retired);
     assert!(matches!(stand.ask(1, scopes(&["s"])).await, Err(SignError::Operator { reason: "NO_ACTIVE_KEY", .. })));
     stand.set_keyring("second", KeyState::Active);
@@ -238,7 +256,7 @@ async fn a_changed_policy_or_a_retired_key_drops_what_was_cached() {
     assert_eq!(stand.ask(1, scopes(&["s"])).await.unwrap_err(), SignError::Denied);
     stand.signer.set_policy(Policy::new(vec![], vec![]));
     assert_eq!(stand.signer.cache_figures().entries, 0);
-    assert_eq!(stand.signatures(), 3);
+    assert_eq!(stand.signatures(), 4);
 }
 
 #[tokio::test]

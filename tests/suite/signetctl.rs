@@ -522,6 +522,16 @@ fn what_the_daemon_signs_openssl_and_verify_believe() {
     assert!(fs::read_to_string(published.join(ACCOUNT).join("x509.json")).unwrap().contains(&kid));
     assert_eq!(fs::metadata(published.join(ACCOUNT).join("jwks.json")).unwrap().permissions().mode() & 0o777, 0o644);
 
+    // What a key command changed, the daemon knows when the command has returned.
+    let x509 = || daemon.signetctl(&["certificates", "--format", "x509"]);
+    let next = daemon.signetctl(&["--quiet", "key", "generate", "--device", "hsm"]).trim().to_owned();
+    assert!(x509().contains(&next), "generated");
+    daemon.signetctl(&["key", "rename", &next, "renamed"]);
+    assert!(x509().contains("\"renamed\"") && !x509().contains(&next), "renamed");
+    daemon.signetctl(&["key", "activate", "renamed"]);
+    let minted = daemon.signetctl(&["--json", "mint", "--audience", "https://pubsub.googleapis.com/"]);
+    assert!(minted.contains("\"renamed\""), "{minted}");
+
     assert!(daemon.signetctl(&["audit", "verify"]).contains("whole"));
     let log = fs::read_to_string(daemon.audit_file()).unwrap();
     let copy = daemon.folder().join("copy.log");

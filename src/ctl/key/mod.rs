@@ -7,22 +7,22 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use nix::fcntl::Flock;
 use nix::unistd::{User, geteuid};
 
 pub(super) use self::manage::expiry;
-use super::Global;
 use super::failure::Failure;
+use super::{Global, sign};
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::device::Provision;
 use crate::file;
 use crate::jwt::certificate::{self, Profile};
 use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey};
-use crate::keyring::{KeyRecord, Keyring};
+use crate::keyring::{KeyRecord, KeyState, Keyring};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyCommand {
@@ -74,6 +74,7 @@ Example:
 
 pub(crate) fn run(command: KeyCommand, global: &Global) -> Result<(), Failure> {
     let config = global.load()?;
+    let changes = !matches!(command, KeyCommand::List(_) | KeyCommand::Show(_));
     match command {
         KeyCommand::Generate(options) => create::generate(options, global, &config),
         KeyCommand::Import(options) => create::import(options, global, &config),
@@ -84,7 +85,38 @@ pub(crate) fn run(command: KeyCommand, global: &Global) -> Result<(), Failure> {
         KeyCommand::Activate(options) => manage::activate(&options, global, &config),
         KeyCommand::Retire(options) => manage::retire(&options, global, &config),
         KeyCommand::Delete(options) => manage::delete(&options, global, &config),
+    }?;
+    if changes {
+        settle(global, &config);
     }
+    Ok(())
+}
+
+/// Waits until a daemon that runs has taken the keyring as it is now: what is asked next is to be answered by it.
+fn settle(global: &Global, config: &Config) {
+    let Ok(keyring) = Keyring::load(&config.state_dir) else { return };
+    let until = Instant::now() + SETTLED;
+    while Instant::now() < until {
+        match is_taken(global, config, &keyring) {
+            Ok(false) => std::thread::sleep(SETTLED / 60),
+            // Taken; or no daemon runs, and nothing needs to be waited for.
+            Ok(true) | Err(_) => return,
+        }
+    }
+    global.note("signetd has not taken the change yet: signetctl status tells more");
+}
+
+fn is_taken(global: &Global, config: &Config, keyring: &Keyring) -> Result<bool, Failure> {
+    for account in config.policy.accounts() {
+        let published = sign::published(global, account.email.as_str())?;
+        let recorded: Vec<_> = keyring.keys.iter().filter(|key| key.account == account.email).collect();
+        let known = recorded.iter().all(|key| key.state == KeyState::Retired || published.holds(&key.kid, key.state));
+        let right = |kid: &str, state| recorded.iter().any(|key| key.kid.as_str() == kid && key.state == state);
+        if !known || !published.keys().all(|(kid, state)| right(kid, state)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What a certificate is to say.
@@ -212,3 +244,6 @@ fn now() -> u64 {
 fn upload_command(certificate: &Path, account: &AccountEmail) -> String {
     format!("gcloud iam service-accounts keys upload {} --iam-account={account}", certificate.display())
 }
+
+/// The daemon looks at the keyring once a second.
+const SETTLED: Duration = Duration::from_secs(3);
