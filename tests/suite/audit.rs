@@ -8,18 +8,14 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use signet::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
+use signet::proto::{self, mint_jwt_access_token_request as mint};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::signing::on_softhsm;
-use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::daemon::{ACCOUNT, TestDaemon, payload};
+use crate::support::signetctl;
 use crate::support::softhsm::SoftHsm;
-
-fn payload(message: &[u8]) -> proto::SignBlobRequest {
-    let input = Some(blob::Input::Payload(message.to_vec().into()));
-    proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
-}
 
 fn sha256(bytes: &[u8]) -> String {
     signet::audit::hexadecimal(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
@@ -31,9 +27,7 @@ fn verified(daemon: &TestDaemon) -> (Option<i32>, String) {
 }
 
 fn verified_with(daemon: &TestDaemon, more: &[&str]) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
-    command.arg("--config").arg(daemon.config_file()).args(["audit", "verify"]).args(more);
-    let output = command.output().unwrap();
+    let output = signetctl(&daemon.config_file()).args(["audit", "verify"]).args(more).output().unwrap();
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
 

@@ -15,7 +15,7 @@ use tonic::{Code, Request, Status};
 use tonic_health::ServingStatus;
 use tonic_types::StatusExt as _;
 
-use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::daemon::{ACCOUNT, TestDaemon, payload};
 use crate::support::desk::openssl;
 
 /// A device that is not there.
@@ -43,11 +43,6 @@ fn without_device(config: &str) -> TestDaemon {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
-}
-
-fn payload(bytes: &[u8]) -> proto::SignBlobRequest {
-    let input = Some(blob::Input::Payload(bytes.to_vec().into()));
-    proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
 }
 
 fn reason(status: &Status) -> String {

@@ -15,9 +15,7 @@ use signet::key::{Algorithm, Digest};
 use tokio::time::{Instant, timeout};
 
 use crate::support::fake::{Fake, launcher, locator};
-
-/// Longer than anything here takes on a slow machine: a test that waits so long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{PATIENCE, eventually};
 
 async fn ready(handle: &Handle) {
     health(handle, |health| *health == Health::Ready).await;
@@ -27,14 +25,6 @@ async fn health(handle: &Handle, wanted: impl FnMut(&Health) -> bool) -> Health 
     let mut changes = handle.health_changes();
     let reached = timeout(PATIENCE, changes.wait_for(wanted)).await;
     reached.unwrap_or_else(|_elapsed| panic!("the device stays {:?}", handle.health())).unwrap().clone()
-}
-
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < until, "it never came to this: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 fn is_alive(pid: i32) -> bool {
@@ -91,7 +81,7 @@ async fn a_hung_call_costs_its_process_and_the_request_is_served_by_the_next() {
     let hung = fake.pid();
     handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
     assert_ne!(fake.pid(), hung);
-    eventually("the hung process is gone", || !is_alive(hung)).await;
+    eventually("the hung process is gone", async || !is_alive(hung)).await;
 }
 
 #[tokio::test]
@@ -117,7 +107,7 @@ async fn a_killed_process_is_replaced_and_what_was_in_flight_is_served() {
             tokio::spawn(async move { handle.sign(request).await })
         })
         .collect();
-    eventually("the device is at work", || fake.calls("sign") == 1).await;
+    eventually("the device is at work", async || fake.calls("sign") == 1).await;
     kill(Pid::from_raw(fake.pid()), Signal::SIGKILL).unwrap();
     for request in requests {
         request.await.unwrap().unwrap();
@@ -155,7 +145,7 @@ async fn a_full_queue_refuses_at_once() {
             tokio::spawn(async move { handle.sign(request).await })
         })
         .collect();
-    eventually("the queue is full", || handle.figures().waiting == 3).await;
+    eventually("the queue is full", async || handle.figures().waiting == 3).await;
     let refused = timeout(PATIENCE / 2, handle.sign(fake.request(b"", PATIENCE))).await.unwrap();
     assert!(matches!(refused, Err(DeviceError::Overloaded { .. })), "{refused:?}");
 
@@ -184,7 +174,7 @@ async fn a_greedy_user_delays_nobody_else() {
             tokio::spawn(async move { handle.sign(request).await })
         })
         .collect();
-    eventually("the greedy one waits", || handle.figures().waiting > 100).await;
+    eventually("the greedy one waits", async || handle.figures().waiting > 100).await;
     for _ in 0..10 {
         let before = fake.calls("sign");
         // Less than the greedy one's hundred and more take: admission knows whose turn is when.
@@ -212,7 +202,7 @@ async fn a_queue_full_of_one_user_has_room_for_another() {
     };
     // Two with the process, four in the queue.
     let greedy: Vec<_> = (0..6).map(|_| start(1000)).collect();
-    eventually("the queue is full", || handle.figures().waiting == 4).await;
+    eventually("the queue is full", async || handle.figures().waiting == 4).await;
     let modest = start(2000).await.unwrap();
     assert!(modest.is_ok(), "{modest:?}");
     let mut refused = 0;
@@ -238,7 +228,7 @@ async fn a_request_that_would_be_late_is_refused_at_once() {
             tokio::spawn(async move { handle.sign(request).await })
         })
         .collect();
-    eventually("ten wait", || handle.figures().waiting == 8).await;
+    eventually("ten wait", async || handle.figures().waiting == 8).await;
     let patience = Duration::from_secs(1);
     match timeout(patience, handle.sign(fake.request(b"", patience))).await {
         Ok(Err(DeviceError::Overloaded { retry_after })) => assert!(retry_after > patience, "{retry_after:?}"),
@@ -269,7 +259,7 @@ async fn the_device_never_sees_a_request_whose_caller_has_gone() {
             tokio::spawn(async move { handle.sign(request).await })
         })
         .collect();
-    eventually("the third waits", || handle.figures().waiting == 1).await;
+    eventually("the third waits", async || handle.figures().waiting == 1).await;
     callers[2].abort();
     let mut callers = callers.into_iter();
     for _ in 0..2 {
@@ -303,7 +293,7 @@ async fn nonsense_on_the_pipe_costs_the_process_and_nothing_else() {
         ready(&handle).await;
         fake.once("sign", act);
         handle.sign(fake.request(b"", PATIENCE)).await.unwrap_or_else(|error| panic!("{act}: {error}"));
-        eventually("a second process", || handle.figures().generations == 2).await;
+        eventually("a second process", async || handle.figures().generations == 2).await;
         handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
     }
 }
@@ -521,7 +511,7 @@ async fn one_stuck_worker_does_not_hold_up_the_others() {
         let (handle, request) = (handle.clone(), fake.request(b"", PATIENCE));
         async move { handle.sign(request).await }
     });
-    eventually("one is stuck", || fake.calls("sign") == 1).await;
+    eventually("one is stuck", async || fake.calls("sign") == 1).await;
     for _ in 0..20 {
         handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
     }
@@ -537,14 +527,14 @@ async fn a_process_that_ignores_everything_delays_nothing() {
         format!("trap '' TERM HUP INT PIPE; echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600", pid_file.display());
     let launcher = Launcher { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] };
     let handle = Handle::start(fake.config(), launcher);
-    eventually("it runs", || pid_file.exists()).await;
+    eventually("it runs", async || pid_file.exists()).await;
     let outcome = handle.sign(fake.request(b"", Duration::from_millis(50))).await;
     assert_eq!(outcome, Err(DeviceError::Late));
     let pid = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     let begun = Instant::now();
     drop(handle);
     assert!(begun.elapsed() < Duration::from_secs(1));
-    eventually("it is gone", || !is_alive(pid)).await;
+    eventually("it is gone", async || !is_alive(pid)).await;
 }
 
 /// Where the daemon is killed, nobody kills its device processes: they see the pipe close.
@@ -556,7 +546,7 @@ async fn a_stuck_process_ends_when_the_daemon_is_gone() {
     let config = postcard::to_stdvec(&fake.config()).unwrap();
     pipe.write_all(&u32::try_from(config.len()).unwrap().to_le_bytes()).unwrap();
     pipe.write_all(&config).unwrap();
-    eventually("it opens", || fake.calls("open") == 1).await;
+    eventually("it opens", async || fake.calls("open") == 1).await;
     assert!(child.try_wait().unwrap().is_none());
     drop(pipe);
     let ended = tokio::task::spawn_blocking(move || child.wait());

@@ -100,7 +100,7 @@ async fn no_pin_claim_or_result_shows_in_logs_audit_or_processes() {
 }
 
 #[tokio::test]
-async fn a_refused_pin_shows_nowhere_and_is_tried_once() {
+async fn a_refused_pin_shows_nowhere() {
     let Some(token) = SoftHsm::new() else { return };
     let mut daemon = TestDaemon::prepare(&TestDaemon::config(&token.toml()));
     daemon.log_level = "trace,signet=trace";

@@ -16,7 +16,8 @@ use tonic::{Code, Request};
 use tonic_health::ServingStatus;
 use tonic_types::StatusExt as _;
 
-use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::daemon::{ACCOUNT, TestDaemon, payload};
+use crate::support::eventually;
 use crate::support::softhsm::SoftHsm;
 use crate::support::swtpm::SwTpm;
 
@@ -38,11 +39,6 @@ fn on_swtpm() -> Option<(SwTpm, TestDaemon)> {
     daemon.signetctl(&["device", "init", "tpm"]);
     daemon.signetctl(&["key", "generate", "--device", "tpm"]);
     Some((tpm, daemon))
-}
-
-fn payload(message: &[u8]) -> proto::SignBlobRequest {
-    let input = Some(blob::Input::Payload(message.to_vec().into()));
-    proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
 }
 
 /// Has OpenSSL verify a signature.
@@ -208,9 +204,7 @@ async fn a_second_key_takes_over_and_the_first_one_again() {
     tpm.kill();
     assert_eq!(signer().await.unwrap(), "reserve");
     tpm.restart();
-    while signer().await.unwrap() != "preferred" {
-        tokio::task::yield_now().await;
-    }
+    eventually("the preferred key signs again", async || signer().await.unwrap() == "preferred").await;
 }
 
 /// A process that stands still for as long as this lives.
@@ -235,8 +229,7 @@ async fn a_deadline_is_kept_and_called_one() {
     let Some((_tpm, mut daemon)) = on_swtpm() else { return };
     daemon.spawn();
     daemon.wait_for_health(ServingStatus::Serving).await;
-    let device = daemon.device_processes();
-    let _stalled = Stalled::new(device[0]);
+    let _stalled = Stalled::new(daemon.device_processes()[0]);
     let mut client = daemon.client();
     let request = proto::GetAccountRequest { account: String::new() };
     client.get_account(request).await.unwrap();
@@ -252,8 +245,7 @@ async fn a_deadline_is_kept_and_called_one() {
 #[tokio::test]
 async fn a_reload_waits_for_no_hung_device() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let device = daemon.device_processes();
-    let _stalled = Stalled::new(device[0]);
+    let _stalled = Stalled::new(daemon.device_processes()[0]);
     // A keyring that was written anew has its keys checked anew.
     Keyring::load(&daemon.state()).unwrap().save(&daemon.state()).unwrap();
     daemon.wait_for_log("took the keyring");
@@ -270,8 +262,7 @@ async fn a_reload_waits_for_no_hung_device() {
 #[tokio::test]
 async fn a_user_who_sends_more_than_fits_is_told_to_retry() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let device = daemon.device_processes();
-    let stalled = Stalled::new(device[0]);
+    let stalled = Stalled::new(daemon.device_processes()[0]);
     let message = vec![7; 1 << 20];
     let mut calls = tokio::task::JoinSet::new();
     let clients = [daemon.client(), daemon.client()];
@@ -290,8 +281,7 @@ async fn a_user_who_sends_more_than_fits_is_told_to_retry() {
 #[tokio::test]
 async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };
-    let device = daemon.device_processes();
-    let stalled = Stalled::new(device[0]);
+    let stalled = Stalled::new(daemon.device_processes()[0]);
     let mut client = daemon.client();
     client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
     let mut idle = daemon.client();
@@ -299,9 +289,7 @@ async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new
     let call = tokio::spawn(async move { client.sign_blob(payload(b"message")).await });
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for_log("stopping");
-    while daemon.socket().exists() {
-        tokio::task::yield_now().await;
-    }
+    eventually("the socket is gone", async || !daemon.socket().exists()).await;
     drop(stalled);
     call.await.unwrap().unwrap();
     assert!(daemon.wait().success());
@@ -311,19 +299,13 @@ async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new
 #[tokio::test]
 async fn a_caller_that_hangs_up_leaves_a_record() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let device = daemon.device_processes();
-    let stalled = Stalled::new(device[0]);
+    let stalled = Stalled::new(daemon.device_processes()[0]);
     let mut client = daemon.client();
     client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
     let answer = tokio::time::timeout(Duration::from_millis(200), client.sign_blob(payload(b"message"))).await;
     assert!(answer.is_err(), "the device stands still");
     drop(client);
-    let recorded = async {
-        while daemon.audit().last().unwrap()["outcome"] != "CALLER_GONE" {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), recorded).await.unwrap();
+    eventually("it is recorded", async || daemon.audit().last().unwrap()["outcome"] == "CALLER_GONE").await;
     drop(stalled);
     daemon.client().sign_blob(payload(b"message")).await.unwrap();
     let outcomes: Vec<_> = daemon.audit().into_iter().map(|line| line["outcome"].clone()).collect();
@@ -344,9 +326,7 @@ async fn every_reply_before_kill_9_has_its_record() {
             })
         })
         .collect();
-    while replies.load(Ordering::Relaxed) < 200 {
-        tokio::task::yield_now().await;
-    }
+    eventually("there are replies", async || replies.load(Ordering::Relaxed) >= 200).await;
     daemon.signal(Signal::SIGKILL);
     for caller in callers {
         caller.await.unwrap();

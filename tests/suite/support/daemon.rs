@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use signet::file::StateDir;
 use signet::keyring::{KeyRecord, Keyring};
 use signet::proto::signer_client::SignerClient;
+use signet::proto::{self, sign_blob_request};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::ServingStatus;
@@ -264,8 +265,7 @@ impl TestDaemon {
 
     /// Runs `signetctl` with this configuration; it must succeed. Returns its standard output.
     pub(crate) fn signetctl(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
-        let output = command.arg("--config").arg(self.config_file()).args(arguments).output().unwrap();
+        let output = super::signetctl(&self.config_file()).args(arguments).output().unwrap();
         assert!(output.status.success(), "signetctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
@@ -278,6 +278,12 @@ impl Drop for TestDaemon {
             let _ = process.child.wait();
         }
     }
+}
+
+/// A request for a signature of these bytes by the default account.
+pub(crate) fn payload(bytes: &[u8]) -> proto::SignBlobRequest {
+    let input = Some(sign_blob_request::Input::Payload(bytes.to_vec().into()));
+    proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
 }
 
 /// A connection to a socket, made at the first call.

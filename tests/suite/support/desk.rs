@@ -72,9 +72,8 @@ impl Desk {
 
     /// `signetctl` with this configuration.
     pub(crate) fn signetctl<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
-        command.arg("--config").arg(self.path("signet.toml")).args(arguments).stdin(Stdio::null());
-        command.env_remove("SIGNET_CONFIG").env_remove("SIGNET_SOCKET").env_remove("CREDENTIALS_DIRECTORY");
+        let mut command = super::signetctl(&self.path("signet.toml"));
+        command.args(arguments);
         command
     }
 

@@ -10,6 +10,31 @@ pub(crate) mod swtpm;
 pub(crate) mod tpm_proxy;
 
 use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Longer than anything here takes on a slow machine: a test that waits so long has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until something is so.
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < until, "it never came to this: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// `signetctl` with this configuration, and with nothing of the environment's that would tell it another one.
+pub(crate) fn signetctl(config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
+    command.arg("--config").arg(config).stdin(Stdio::null());
+    command.env_remove("SIGNET_CONFIG").env_remove("SIGNET_SOCKET").env_remove("CREDENTIALS_DIRECTORY");
+    command
+}
 
 /// Says that a test can't run here. In CI that is a failure: there every device must be present.
 pub(crate) fn skip(what: &str, package: &str) {
