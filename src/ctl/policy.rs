@@ -162,7 +162,7 @@ impl Asked {
 
     /// What the daemon refuses even to those who are allowed.
     fn refused(&self, permit: &Permit, now: SystemTime) -> Result<(), InvalidClaims> {
-        let kid: KeyId = "any".parse().map_err(|error| InvalidClaims(format!("kid: {error}")))?;
+        let kid: KeyId = "any".parse().map_err(|error| InvalidClaims { member: None, what: format!("{error}") })?;
         let header = Header { algorithm: Algorithm::Rs256, kid: &kid };
         match self {
             Self::Blob(_) | Self::Digest => Ok(()),

@@ -1,5 +1,6 @@
 //! Claims: a JSON object that every parser reads alike.
 
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -21,9 +22,9 @@ impl Claims {
     /// # Errors
     /// [`InvalidClaims`] says what is wrong with it, never what stands in it.
     pub fn parse(text: &str) -> Result<Self, InvalidClaims> {
-        let members = json::object(text).map_err(InvalidClaims)?;
+        let members = json::object(text).map_err(InvalidClaims::whole)?;
         for (name, value) in &members {
-            check_member(name, value).map_err(|what| InvalidClaims(format!("{}: {what}", name.escape_debug())))?;
+            check_member(name, value).map_err(|what| InvalidClaims::of(name, what))?;
         }
         Ok(Self { members, exp_added: false })
     }
@@ -104,19 +105,19 @@ impl Claims {
     pub(super) fn check(&self, account: &AccountEmail, now: SystemTime) -> Result<(), InvalidClaims> {
         for name in OWN {
             if self.member(name).is_some_and(|value| value.as_str() != Some(account.as_str())) {
-                return Err(InvalidClaims(format!("{name}: only the account's own email may stand here")));
+                return Err(InvalidClaims::of(name, "only the account's own email may stand here"));
             }
         }
         let exp = self.exp();
         if exp <= seconds(now) {
-            return Err(InvalidClaims("exp: it is past".to_owned()));
+            return Err(InvalidClaims::of("exp", "it is past"));
         }
         if exp - seconds(now) > MAX_AHEAD.as_secs() {
-            return Err(InvalidClaims("exp: over 12 hours ahead".to_owned()));
+            return Err(InvalidClaims::of("exp", "over 12 hours ahead"));
         }
         for name in ["iat", "nbf"] {
             if self.number(name).is_some_and(|time| time > exp) {
-                return Err(InvalidClaims(format!("{name}: after exp")));
+                return Err(InvalidClaims::of(name, "after exp"));
             }
         }
         Ok(())
@@ -143,8 +144,33 @@ impl Claims {
 
 /// Why claims are not signed. Names the member, never its value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct InvalidClaims(pub String);
+pub struct InvalidClaims {
+    /// The claim or the parameter; absent where it is all of them.
+    pub member: Option<String>,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl InvalidClaims {
+    /// A member is wrong.
+    pub(super) fn of(member: &str, what: impl Into<String>) -> Self {
+        Self { member: Some(member.escape_debug().to_string()), what: what.into() }
+    }
+
+    /// It is not about one member.
+    pub(super) fn whole(what: String) -> Self {
+        Self { member: None, what }
+    }
+}
+
+impl fmt::Display for InvalidClaims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(member) = &self.member {
+            write!(f, "{member}: ")?;
+        }
+        f.write_str(&self.what)
+    }
+}
 
 /// What all verifiers must read alike, since policy judges it.
 fn check_member(name: &str, value: &Value) -> Result<(), &'static str> {
@@ -214,7 +240,7 @@ mod tests {
     }
 
     fn refusal(text: &str) -> String {
-        Claims::parse(text).and_then(|claims| claims.for_account(&account(), now())).expect_err(text).0
+        Claims::parse(text).and_then(|claims| claims.for_account(&account(), now())).expect_err(text).to_string()
     }
 
     fn signed(text: &str) -> String {

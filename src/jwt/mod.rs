@@ -71,7 +71,7 @@ impl UnsignedJwt {
         let claims = claims.clone().expiring(limit.map_or(MAX_LIFETIME, |limit| limit.min(MAX_LIFETIME)), now);
         claims.check(&permit.account().email, now)?;
         if limit.is_some_and(|limit| claims.lifetime(now).is_some_and(|lifetime| lifetime > limit)) {
-            return Err(InvalidClaims("exp: beyond what the rule allows".to_owned()));
+            return Err(InvalidClaims::of("exp", "beyond what the rule allows"));
         }
         Ok(Self::new(header, &claims.to_json(), claims.exp()))
     }
@@ -104,9 +104,9 @@ impl UnsignedJwt {
         now: SystemTime,
     ) -> Result<Self, InvalidClaims> {
         demand(permit, Operation::MintIdToken)?;
-        claims::check_audience(audience).map_err(|what| InvalidClaims(format!("audience: {what}")))?;
+        claims::check_audience(audience).map_err(|what| InvalidClaims::of("audience", what))?;
         if audience.to_ascii_lowercase().contains("googleapis.com") {
-            return Err(InvalidClaims("audience: a Google API takes access tokens; mint one of those".to_owned()));
+            return Err(InvalidClaims::of("audience", "a Google API takes access tokens; mint one of those"));
         }
         let email = permit.account().email.as_str();
         let mut members = vec![("iss", email.into()), ("sub", email.into()), ("email", email.into())];
@@ -125,10 +125,10 @@ impl UnsignedJwt {
     ) -> Result<Self, InvalidClaims> {
         let lifetime = lifetime(permit);
         if lifetime < Duration::from_secs(1) || lifetime > MAX_LIFETIME {
-            return Err(InvalidClaims("lifetime: not between a second and an hour".to_owned()));
+            return Err(InvalidClaims::of("lifetime", "not between a second and an hour"));
         }
         if permit.lifetime().limit.is_some_and(|limit| lifetime > limit) {
-            return Err(InvalidClaims("lifetime: beyond what the rule allows".to_owned()));
+            return Err(InvalidClaims::of("lifetime", "beyond what the rule allows"));
         }
         let iat = claims::seconds(now);
         let exp = iat + lifetime.as_secs();
@@ -182,13 +182,13 @@ impl Target {
     fn claim(&self) -> Result<(&'static str, Value), InvalidClaims> {
         match self {
             Self::Audience(audience) => {
-                claims::check_audience(audience).map_err(|what| InvalidClaims(format!("audience: {what}")))?;
+                claims::check_audience(audience).map_err(|what| InvalidClaims::of("audience", what))?;
                 Ok(("aud", audience.as_str().into()))
             }
-            Self::Scopes(scopes) if scopes.is_empty() => Err(InvalidClaims("scope: none is given".to_owned())),
+            Self::Scopes(scopes) if scopes.is_empty() => Err(InvalidClaims::of("scope", "none is given")),
             Self::Scopes(scopes) => {
                 let sound = scopes.iter().try_for_each(|scope| claims::check_scope(scope));
-                sound.map_err(|what| InvalidClaims(format!("scope: {what}")))?;
+                sound.map_err(|what| InvalidClaims::of("scope", what))?;
                 Ok(("scope", scopes.join(" ").into()))
             }
         }
@@ -199,7 +199,7 @@ fn demand(permit: &Permit, operation: Operation) -> Result<(), InvalidClaims> {
     if permit.operation() == operation {
         return Ok(());
     }
-    Err(InvalidClaims(format!("the permit is for {}, not for {operation}", permit.operation())))
+    Err(InvalidClaims::whole(format!("the permit is for {}, not for {operation}", permit.operation())))
 }
 
 impl Jwt {
@@ -303,11 +303,11 @@ mod tests {
         let permit = permit(Operation::MintAccessToken, None, None);
         for audience in ["", " ", "a b", "a\n", "\u{a0}a"] {
             let refused = access(&permit, &Target::Audience(audience.to_owned())).unwrap_err();
-            assert!(refused.0.starts_with("audience: "), "{audience:?}");
+            assert!(refused.to_string().starts_with("audience: "), "{audience:?}");
         }
         for scopes in [&[][..], &[""], &["a", ""], &["a b"], &["a\t"], &["a,b"]] {
             let scopes = Target::Scopes(scopes.iter().map(|scope| (*scope).to_owned()).collect());
-            assert!(access(&permit, &scopes).unwrap_err().0.starts_with("scope: "), "{scopes:?}");
+            assert!(access(&permit, &scopes).unwrap_err().to_string().starts_with("scope: "), "{scopes:?}");
         }
     }
 
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(parts(&id("https://b", false).unwrap()).1, format!("{start}{end}"));
         assert_eq!(parts(&id("https://b", true).unwrap()).1, format!(r#"{start}"email_verified":true,{end}"#));
         for audience in ["", "a b", "https://pubsub.googleapis.com/", "HTTPS://OAuth2.GoogleAPIs.com/token"] {
-            assert!(id(audience, false).unwrap_err().0.starts_with("audience: "), "{audience}");
+            assert!(id(audience, false).unwrap_err().to_string().starts_with("audience: "), "{audience}");
         }
     }
 
@@ -344,7 +344,10 @@ mod tests {
             assert_eq!(lifetime(requested, limit).unwrap(), expected, "{requested:?} {limit:?}");
         }
         for (requested, limit) in [(Some(3601), None), (Some(0), None), (None, Some(0)), (Some(7200), Some(7200))] {
-            assert!(lifetime(requested, limit).unwrap_err().0.starts_with("lifetime: "), "{requested:?} {limit:?}");
+            assert!(
+                lifetime(requested, limit).unwrap_err().to_string().starts_with("lifetime: "),
+                "{requested:?} {limit:?}"
+            );
         }
     }
 

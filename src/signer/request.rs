@@ -169,13 +169,15 @@ pub(super) struct Wanted {
     pub(super) body: JwtBody,
 }
 
-/// The error of a field: the one that the text begins with, where the request has it.
-fn invalid(field: &'static str, InvalidClaims(text): InvalidClaims) -> SignError {
-    let named = [("audience: ", "audience"), ("scope: ", "scopes"), ("lifetime: ", "lifetime")];
-    let named = named.into_iter().filter(|_| field != "claims");
-    let found = named.into_iter().find_map(|(prefix, field)| Some((field, text.strip_prefix(prefix)?)));
-    let (field, problem) = found.unwrap_or((field, &text));
-    SignError::invalid(field, problem)
+/// The error of a field: the one that it names, where the request has it.
+fn invalid(field: &'static str, error: InvalidClaims) -> SignError {
+    match (field, error.member.as_deref()) {
+        ("claims", _) => SignError::invalid(field, error),
+        (_, Some("audience")) => SignError::invalid("audience", error.what),
+        (_, Some("scope")) => SignError::invalid("scopes", error.what),
+        (_, Some("lifetime")) => SignError::invalid("lifetime", error.what),
+        _ => SignError::invalid(field, error),
+    }
 }
 
 /// Renewed at three quarters of its lifetime, such a JWT has 7.5 minutes left: time to renew it before it has 5.
