@@ -14,10 +14,12 @@ pub fn confine(config: &Config) {
         tell_secrets_within_reach(config);
         match sandbox::close_files(&files(config)) {
             Ok(Kept::All) => {}
-            Ok(kept) => tracing::warn!(
-                ?kept,
-                "this kernel's landlock is too old or off: signetd could open more files than it needs"
-            ),
+            Ok(Kept::Part) => {
+                tracing::info!("this kernel's landlock keeps files closed, but not all that newer ones do");
+            }
+            Ok(Kept::Nothing) => {
+                tracing::warn!("this kernel has no landlock: signetd could open more files than it needs");
+            }
             Err(error) => tracing::warn!(%error, "signetd could open more files than it needs"),
         }
     } else {
