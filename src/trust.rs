@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
@@ -120,6 +120,29 @@ pub fn walk_to(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
         }
     }
     Ok((at, metadata))
+}
+
+/// Opens a file that only its owner may read. What is judged is what is open, so that nothing can change between.
+///
+/// # Errors
+/// [`Untrusted`].
+pub fn open_secret(path: &Path) -> Result<File, Untrusted> {
+    let (real, _) = walk_to(path)?;
+    let unreadable = |source| Untrusted::Unreadable { path: path.to_owned(), source };
+    // The links were followed, and a pipe must not be waited for.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(&real).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    judge(&real, &metadata)?;
+    if !metadata.is_file() {
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
+    }
+    // systemd guards a service's credentials by an ACL, which shows as a mode that lets root's group read.
+    let credential = metadata.uid() == 0 && !Uid::effective().is_root() && metadata.mode() & 0o077 == 0o040;
+    if !credential {
+        not_readable_by_others(&real, &metadata)?;
+    }
+    Ok(file)
 }
 
 /// As many as the kernel follows (path_resolution(7)).

@@ -377,6 +377,7 @@ mod tests {
         fn pin(&self, text: &str) -> Pin {
             let path = self.folder.path().join("pin");
             fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
             Pin::read(&path).unwrap()
         }
     }

@@ -19,6 +19,7 @@ mod wire;
 pub use config::{DeviceConfig, DeviceKind, Pkcs11Config, QUIET_TSS, TokenSelector, TpmConfig, TpmParent, TpmSession};
 
 use std::fmt;
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::key::{Algorithm, Digest, InvalidKey, KeyLocator, PublicKey, PublicNumbers, Signature};
+use crate::trust::{self, Untrusted};
 
 /// A place where private keys live and never leave. Calls block; one worker thread owns it.
 pub trait Device {
@@ -182,10 +184,16 @@ impl Pin {
     /// Reads a secret from a file of its first line; a final newline is not part of it.
     ///
     /// # Errors
-    /// [`DeviceError::Misconfigured`] where it can't be read, is empty, or is over 256 bytes.
+    /// [`DeviceError::Misconfigured`] where it can't be read, others could read or change it, it is empty, or over 256 bytes.
     pub fn read(path: &Path) -> Result<Self, DeviceError> {
         let misconfigured = |what: &dyn fmt::Display| DeviceError::Misconfigured(format!("{}: {what}", path.display()));
-        let bytes = Zeroizing::new(std::fs::read(path).map_err(|error| misconfigured(&error))?);
+        let file = trust::open_secret(path).map_err(|untrusted| match untrusted {
+            Untrusted::Unreadable { source, .. } => misconfigured(&source),
+            other => DeviceError::Misconfigured(format!("{other}; {}", other.remedy())),
+        })?;
+        // Its capacity from the start: a buffer that grows leaves copies behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MOST_READ + 1));
+        file.take(MOST_READ as u64).read_to_end(&mut bytes).map_err(|error| misconfigured(&error))?;
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match line.len() {
@@ -201,6 +209,9 @@ impl Pin {
         &self.0
     }
 }
+
+/// As much of a secret's file is looked at.
+const MOST_READ: usize = 4096;
 
 impl fmt::Debug for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,9 +6,11 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use signet::access::{ClaimPattern, Executable, Glob, Operation};
 use signet::config::{Config, ConfigError, Fsync};
-use signet::device::{DeviceKind, TokenSelector, TpmParent, TpmSession};
+use signet::device::{DeviceKind, Pin, TokenSelector, TpmParent, TpmSession};
 use tempfile::TempDir;
 
 /// A folder with a configuration, its PIN and a file that stands for a module.
@@ -556,6 +558,31 @@ fn t13_pin_file_readable_by_others() {
     let folder = Folder::new();
     folder.chmod("pin", 0o400);
     folder.load(&folder.text()).unwrap();
+}
+
+/// It was not there when the configuration was read, or was changed since.
+#[test]
+fn t13_a_pin_file_is_judged_again_when_it_is_read() {
+    let folder = Folder::new();
+    let read = |name: &str| Pin::read(&folder.path(name)).map(drop).map_err(|error| error.to_string());
+    let refused = |name: &str, why: &str| {
+        let error = read(name).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    };
+    read("pin").unwrap();
+    symlink(folder.path("pin"), folder.path("link")).unwrap();
+    read("link").unwrap();
+    folder.chmod("pin", 0o640);
+    refused("pin", "can be read by its group");
+    refused("link", "can be read by its group");
+    // Nobody ever writes to it: a read would not end.
+    mkfifo(&folder.path("pipe"), Mode::S_IRUSR).unwrap();
+    refused("pipe", "not a regular file");
+    symlink("/dev/zero", folder.path("endless")).unwrap();
+    assert!(read("endless").is_err());
+    folder.chmod("pin", 0o600);
+    fs::set_permissions(folder.0.path(), Permissions::from_mode(0o777)).unwrap();
+    refused("pin", "can be written by everybody");
 }
 
 #[test]

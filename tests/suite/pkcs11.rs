@@ -11,7 +11,7 @@ use signet::key::{Algorithm, Digest, Hash, KeyLocator};
 use crate::contract::contract;
 use crate::support::modules::Spy;
 use crate::support::softhsm::{LABEL, SoftHsm};
-use crate::support::{keys, skip};
+use crate::support::{keys, skip, write_private};
 
 #[test]
 fn softhsm_is_a_device() {
@@ -304,7 +304,7 @@ fn a_module_without_its_configuration_says_what_to_do() {
 fn a_pin_file_that_is_missing_empty_or_not_configured_is_named() {
     let Some(token) = SoftHsm::new() else { return };
     let empty = token.directory.join("empty");
-    fs::write(&empty, "\n").unwrap();
+    write_private(&empty, "\n");
     token.child(&[], || {
         for path in [Path::new("/nowhere/pin"), &empty] {
             let why = misconfigured(&token, Pkcs11Config { pin_file: Some(path.to_owned()), ..token.pkcs11() });

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::support::modules::Shim;
 use crate::support::softhsm::{LABEL, SoftHsm};
+use crate::support::write_private;
 
 #[test]
 fn the_final_pin_try_is_left_to_the_operator() {
@@ -121,7 +122,7 @@ fn no_token_is_initialised_where_no_slot_is_free_or_the_pin_is_too_short() {
     let Some(token) = SoftHsm::new() else { return };
     let shim = Shim::new(&token);
     let short = token.directory.join("short");
-    fs::write(&short, "123").unwrap();
+    write_private(&short, "123");
     token.child(&shim.environment(), || {
         let fresh = Pkcs11Config { token: TokenSelector::Label("fresh".to_owned()), ..shim.pkcs11() };
         let too_short = Pkcs11Config { pin_file: Some(short), ..fresh.clone() };

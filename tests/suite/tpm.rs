@@ -9,9 +9,9 @@ use signet::device::{CreatedKey, Device, DeviceError, NewKey, Pin, TpmSession, l
 use signet::key::{Algorithm, Digest, KeyLocator, PublicKey};
 
 use crate::contract::contract;
-use crate::support::keys;
 use crate::support::swtpm::{SwTpm, TpmSettings};
 use crate::support::tpm_proxy::{Fault, LOAD, SIGN, START_SESSION, TpmProxy};
+use crate::support::{keys, write_private};
 
 #[test]
 fn swtpm_is_a_device() {
@@ -346,7 +346,7 @@ fn the_owners_auth_value_is_needed_where_one_is_set() {
     let refused = tpm::init(&settings.tpm).unwrap_err();
     assert!(matches!(&refused, DeviceError::Misconfigured(text) if text.contains("owner_auth_file")), "{refused}");
     let file = settings.folder.path().join("owner");
-    fs::write(&file, "owner's secret\n").unwrap();
+    write_private(&file, "owner's secret\n");
     settings.tpm.owner_auth_file = Some(file);
     settings.tpm.parent = Some(tpm::init(&settings.tpm).unwrap());
     let key = generated(&settings, Algorithm::Es256, true);

@@ -24,6 +24,8 @@ use signet::device::{
 use signet::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
 use tokio::time::Instant;
 
+use super::write_private;
+
 /// The folder of a fake device, and what a test wants to know of it.
 pub(crate) struct Fake {
     folder: tempfile::TempDir,
@@ -38,7 +40,7 @@ impl Fake {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         fs::create_dir(path.join("acts")).unwrap();
-        fs::write(path.join("pin"), "right").unwrap();
+        write_private(&path.join("pin"), "right");
         fs::write(path.join("right-pin"), "right").unwrap();
         for name in ["rsa", "other"] {
             let key = RsaKey::generate(KeySize::Rsa2048).unwrap();
@@ -125,7 +127,7 @@ impl Fake {
     }
 
     pub(crate) fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
+        write_private(&self.path(name), text);
     }
 
     pub(crate) fn latch_file(&self) -> PathBuf {

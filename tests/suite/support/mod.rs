@@ -9,7 +9,9 @@ pub(crate) mod softhsm;
 pub(crate) mod swtpm;
 pub(crate) mod tpm_proxy;
 
+use std::fs::{self, Permissions};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -26,6 +28,12 @@ pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
         assert!(Instant::now() < until, "it never came to this: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// Writes a file that nobody else may read, as a PIN's must be.
+pub(crate) fn write_private(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
 }
 
 /// `signetctl` with this configuration, and with nothing of the environment's that would tell it another one.

@@ -4,7 +4,6 @@
 //! process of its own: a daemon with `environment` in its configuration, or [`SoftHsm::child`].
 
 use std::ffi::OsStr;
-use std::fs;
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -123,7 +122,7 @@ impl SoftHsm {
 
     /// Replaces the PIN file's contents.
     pub(crate) fn write_pin(&self, pin: &str) {
-        fs::write(self.pin_file(), pin).unwrap();
+        super::write_private(&self.pin_file(), pin);
     }
 }
 

@@ -125,7 +125,7 @@ impl TpmSettings {
         let folder = tempfile::tempdir().unwrap();
         let pin_file = pin.map(|pin| {
             let path = folder.path().join("pin");
-            std::fs::write(&path, pin).unwrap();
+            super::write_private(&path, pin);
             path
         });
         let tpm = TpmConfig {
