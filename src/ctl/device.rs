@@ -79,6 +79,8 @@ pub(crate) fn open(
 /// Finds a device and takes its environment: what must come before anything is read, asked or changed.
 pub(crate) fn prepare<'a>(global: &Global, config: &'a Config, name: &KeyId) -> Result<&'a DeviceConfig, Failure> {
     let device = find(config, name)?;
+    // Whoever opens a device writes its latch.
+    super::key::owned(config)?;
     take_environment(global, device)?;
     Ok(device)
 }

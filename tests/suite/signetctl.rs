@@ -127,8 +127,11 @@ fn nobody_but_the_owner_of_the_state_folder_writes_into_it() {
     }
     let desk = Desk::bare();
     nix::unistd::chown(&*desk.state(), Some(65_534.into()), None).unwrap();
-    let stderr = desk.refused(&["key", "activate", "x"], 2, "belongs to");
-    assert!(stderr.contains("sudo -u"), "{stderr}");
+    desk.done(&["device", "list"]);
+    for arguments in [["key", "activate", "x"], ["device", "show", "tpm"], ["device", "unlatch", "tpm"]] {
+        let stderr = desk.refused(&arguments, 2, "belongs to");
+        assert!(stderr.contains("sudo -u"), "{stderr}");
+    }
     assert_eq!(fs::read_dir(desk.state()).unwrap().count(), 0);
 }
 

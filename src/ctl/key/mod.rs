@@ -190,6 +190,20 @@ fn account(config: &Config, given: Option<AccountEmail>) -> Result<AccountEmail,
     }
 }
 
+/// Makes sure that what is written into the state folder can be read by its owner: by root's files of mode 0600, signetd
+/// would be shut out of its own keyring and latches. A folder that is not there yet will be ours.
+pub(crate) fn owned(config: &Config) -> Result<(), Failure> {
+    let Ok(metadata) = fs::metadata(&config.state_dir) else { return Ok(()) };
+    let owner = metadata.uid();
+    if owner == geteuid().as_raw() {
+        return Ok(());
+    }
+    let name = User::from_uid(owner.into()).ok().flatten().map_or_else(|| format!("#{owner}"), |user| user.name);
+    let what =
+        format!("{} belongs to {name}, who must be able to read what is written there", config.state_dir.display());
+    Err(Failure::usage(what).hint(format!("sudo -u {name} signetctl ...")))
+}
+
 /// Makes sure that of all signetctl only this one changes the state folder, until the lock is dropped.
 pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Failure> {
     let failed = |error: io::Error| {
@@ -198,16 +212,7 @@ pub(crate) fn lock(global: &Global, config: &Config) -> Result<Flock<File>, Fail
     };
     let path = config.state_dir.lock();
     file::private_folder(&config.state_dir).map_err(failed)?;
-    let owner = fs::metadata(&config.state_dir).map_err(failed)?.uid();
-    if owner != geteuid().as_raw() {
-        // Root's files of mode 0600 would shut signetd out of its own keyring.
-        let name = User::from_uid(owner.into()).ok().flatten().map_or_else(|| format!("#{owner}"), |user| user.name);
-        return Err(Failure::usage(format!(
-            "{} belongs to {name}, who must be able to read what is written there",
-            config.state_dir.display()
-        ))
-        .hint(format!("sudo -u {name} signetctl ...")));
-    }
+    owned(config)?;
     match file::lock(&path) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             global.note("Waiting for another signetctl to finish.");
