@@ -25,7 +25,8 @@ use crate::file;
 Examples:
   signetctl init --account app@project.iam.gserviceaccount.com
   signetctl init --tpm device:/dev/tpmrm0 --account app@project.iam.gserviceaccount.com
-  signetctl --config ./signet.toml init --account app@project.iam.gserviceaccount.com --allow-user \"$USER\"")]
+  signetctl --config ./signet.toml init --account app@project.iam.gserviceaccount.com \\
+      --allow-user \"$(id -un)\"")]
 pub(crate) struct Options {
     /// The PKCS#11 module, an absolute path; by default SoftHSM's, where it is installed
     #[arg(long, value_name = "MODULE", conflicts_with = "tpm")]

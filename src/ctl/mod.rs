@@ -97,10 +97,12 @@ fn run(command: Command, global: &Global) -> Result<(), Failure> {
     max_term_width = 100,
     after_help = "\
 First steps:
-  signetctl init --account app@project.iam.gserviceaccount.com   a configuration, a PIN and a token
-  signetctl key generate --device hsm --account app@project.iam.gserviceaccount.com
-  signetctl mint --audience https://pubsub.googleapis.com/       with signetd running
-  signetctl doctor                                               when something does not work
+  export SIGNET_CONFIG=~/signet/signet.toml               # or as root, in /etc/signet
+  signetctl init --account app@project.iam.gserviceaccount.com --allow-user \"$(id -un)\"
+  signetctl key generate --device hsm
+  signetd &                                               # or systemctl start signetd
+  signetctl mint --audience https://pubsub.googleapis.com/
+  signetctl doctor                                        # when something does not work
 
 Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused by policy,
 4 device or daemon unavailable, 5 a signature or an audit chain does not verify."

@@ -64,7 +64,8 @@ pub(crate) struct JwtOptions {
 #[command(group = ArgGroup::new("target").required(true).args(["audience", "scope"]), after_help = "\
 Examples:
   signetctl mint --audience https://pubsub.googleapis.com/
-  curl -H \"Authorization: Bearer $(signetctl mint --scope https://www.googleapis.com/auth/devstorage.read_only)\" \\
+  curl -H \"Authorization: Bearer $(signetctl mint \\
+      --scope https://www.googleapis.com/auth/devstorage.read_only)\" \\
       https://storage.googleapis.com/storage/v1/b/BUCKET/o")]
 pub(crate) struct MintOptions {
     /// The service, with its final slash

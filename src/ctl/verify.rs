@@ -21,8 +21,10 @@ use crate::jwt::verify::{self, Expected, Unverified};
 #[command(after_help = "\
 Examples:
   signetctl certificates > certs.json
-  signetctl id-token --audience https://me.example.com | signetctl verify --certificates certs.json --audience https://me.example.com
-  signetctl verify --certificates https://www.googleapis.com/oauth2/v3/certs --issuer https://accounts.google.com \"$JWT\"")]
+  signetctl id-token --audience https://me.example.com |
+      signetctl verify --certificates certs.json --audience https://me.example.com
+  signetctl verify --certificates https://www.googleapis.com/oauth2/v3/certs \\
+      --issuer https://accounts.google.com < id.jwt")]
 pub(crate) struct Options {
     /// The keys: an x509 map or a JWKS, in a file, at an http(s) URL, or - for standard input
     #[arg(long, value_name = "FILE_OR_URL")]
