@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::stat::{Mode, umask};
-use signet::config::Config;
+use signet::config::{Config, ConfigError};
 use signet::daemon;
 use signet::device::guard_memory;
 use tracing_subscriber::EnvFilter;
@@ -61,7 +61,8 @@ fn main() -> ExitCode {
             if let Some(remedy) = daemon::remedy(&error) {
                 eprintln!("try: {remedy}");
             }
-            ExitCode::FAILURE
+            // As signetctl has it: bad input is no failure.
+            if error.is::<ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

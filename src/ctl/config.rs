@@ -6,6 +6,7 @@ use serde_json::json;
 use super::Global;
 use super::device::place;
 use super::failure::Failure;
+use crate::device::DeviceConfig;
 use crate::keyring::Keyring;
 
 #[derive(Debug, Subcommand)]
@@ -13,7 +14,7 @@ pub(crate) enum ConfigCommand {
     /// Read the configuration and the keyring as signetd would, and say what is wrong with them
     ///
     /// Run it as the user of signetd, or as root: nobody else can read the keyring.
-    #[command(after_help = "Example:\n  signetctl config check && systemctl reload signetd")]
+    #[command(after_help = "Example:\n  signetctl config check && systemctl reload signetd    # or kill -HUP PID")]
     Check,
 }
 
@@ -25,7 +26,9 @@ pub(crate) fn run(command: ConfigCommand, global: &Global) -> Result<(), Failure
         config.devices.iter().map(|device| format!("{} ({})", device.name, place(device).0)).collect();
     let accounts: Vec<_> = config.policy.accounts().iter().map(|account| account.email.to_string()).collect();
     let rules = config.policy.rules().len();
-    let json = json!({ "ok": true, "devices": devices, "accounts": accounts, "rules": rules, "keys": keys });
+    let absent: Vec<_> =
+        config.devices.iter().filter_map(DeviceConfig::pin_file).filter(|file| !file.exists()).collect();
+    let json = json!({ "ok": true, "devices": devices, "accounts": accounts, "rules": rules, "keys": keys, "absent_pin_files": absent });
     let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let text = format!(
         "{}: sound\ndevices: {}\naccounts: {}\nrules: {rules}\nkeys: {keys}",
@@ -34,6 +37,9 @@ pub(crate) fn run(command: ConfigCommand, global: &Global) -> Result<(), Failure
         list(&accounts)
     );
     global.show(&json, text)?;
+    for file in absent {
+        global.note(format!("The PIN file {} is absent: its device can't be used.", file.display()));
+    }
     if rules == 0 {
         global.note("There is no [[allow]] rule: nobody may do anything.");
     }
