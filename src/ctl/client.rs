@@ -1,6 +1,7 @@
 //! The way to the daemon, and what its refusals mean for a person.
 
 use std::future::Future;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,7 +35,12 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 /// Connects to the daemon's socket.
 pub(crate) async fn connect(socket: &Path) -> Result<Channel, Failure> {
     let socket = std::path::absolute(socket).map_err(Failure::usage)?;
+    if socket.metadata().is_ok_and(|metadata| !metadata.file_type().is_socket()) {
+        return Err(Failure::with(Exit::Unavailable, format!("{} is no socket", socket.display())).hint(START));
+    }
     let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).map_err(Failure::usage)?;
+    // A daemon answers pings while its device thinks; what else may listen there does not.
+    let endpoint = endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PING_LIMIT);
     let connected = endpoint.connect_timeout(CONNECT_LIMIT).timeout(CALL_LIMIT).connect().await;
     connected.map_err(|error| unreachable_socket(&socket, &error))
 }
@@ -44,13 +50,12 @@ fn unreachable_socket(socket: &Path, error: &(dyn std::error::Error + 'static)) 
     let kind = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last().map(std::io::Error::kind);
     let socket = socket.display();
     let (what, hint) = match kind {
-        Some(std::io::ErrorKind::NotFound) => (
-            format!("there is no socket {socket}: signetd does not run, or listens elsewhere"),
-            "systemctl start signetd; or --socket PATH",
-        ),
+        Some(std::io::ErrorKind::NotFound) => {
+            (format!("there is no socket {socket}: signetd does not run, or listens elsewhere"), START)
+        }
         Some(std::io::ErrorKind::ConnectionRefused) => (
             format!("nobody listens at {socket}: signetd has ended"),
-            "systemctl start signetd; its log tells why it ended",
+            "start signetd (systemctl start signetd, or signetd --config FILE); its log tells why it ended",
         ),
         Some(std::io::ErrorKind::PermissionDenied) => (
             format!("you may not connect to {socket}"),
@@ -74,7 +79,15 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
             "ask for an [[allow]] rule; an operator sees why with signetctl policy explain, and in the audit log"
                 .to_owned(),
         ),
-        (Code::InvalidArgument, _) => (Exit::Usage, "--help shows what this command takes".to_owned()),
+        (Code::InvalidArgument, _) => {
+            let field = details.bad_request().and_then(|bad| bad.field_violations.first());
+            let hint = match field.map_or("", |violation| violation.field.as_str()) {
+                "lifetime" => "--lifetime 1h, or less",
+                "account" => "--account EMAIL",
+                _ => "--help shows what this command takes",
+            };
+            (Exit::Usage, hint.to_owned())
+        }
         (Code::ResourceExhausted, _) => (Exit::Unavailable, again),
         (Code::FailedPrecondition, "PIN_REFUSED") => {
             (Exit::Unavailable, "an operator mends the PIN file, then signetctl device unlatch NAME".to_owned())
@@ -93,15 +106,26 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
             Exit::Unavailable,
             format!("is it an older signetd, or another program, that listens at {}?", socket.display()),
         ),
+        // Not the daemon's words: the connection has ended, or never was one to a daemon.
+        (Code::Unavailable | Code::Unknown | Code::Cancelled, "") => {
+            let what = format!("no answer by signetd at {} ({})", socket.display(), status.message());
+            return Failure::with(Exit::Unavailable, what).hint(format!("is it signetd that listens there? {START}"));
+        }
         (Code::FailedPrecondition | Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled, _) => {
             (Exit::Unavailable, "signetctl doctor".to_owned())
         }
-        _ => (Exit::Failed, "the log of signetd tells more (journalctl -u signetd)".to_owned()),
+        _ => (Exit::Failed, LOG.to_owned()),
     };
     let message = if status.message().is_empty() { status.code().description() } else { status.message() };
     Failure::with(exit, message).hint(hint)
 }
 
+/// What starts the daemon, however it is started here.
+const START: &str = "start signetd (systemctl start signetd, or signetd --config FILE); or --socket PATH";
+/// Where the daemon's log is, by who started it.
+pub(super) const LOG: &str = "signetd's log tells more (journalctl -u signetd, or its standard error)";
+const PING: Duration = Duration::from_secs(2);
+const PING_LIMIT: Duration = Duration::from_secs(3);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longer than the daemon's own limits, so that its answer is the one that is seen.
 const CALL_LIMIT: Duration = Duration::from_secs(60);

@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Group, User, getgroups, getuid};
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
-use super::{Global, device, status};
+use super::{Global, client, device, status};
 use crate::config::Config;
 use crate::device::{DeviceConfig, DeviceKind};
 use crate::jwt::certificate;
@@ -189,8 +189,8 @@ fn tpm_devices() -> Vec<PathBuf> {
 /// Opens a device, and compares the keys in it with the keyring.
 fn of_device(global: &Global, config: &Config, name: &KeyId) -> Result<Vec<Finding>, Failure> {
     let configured = device::prepare(global, config, name)?;
-    if let (DeviceKind::Tpm(_), Ok(_)) = (&configured.kind, status::daemon(&config.listen.grpc)) {
-        // Without a resource manager, two that use one TPM throw out each other's keys.
+    if let (DeviceKind::Tpm(_), Ok(true)) = (&configured.kind, status::daemon(&config.listen.grpc)) {
+        // Without a resource manager, two that use one TPM throw out each other's keys. A daemon that can't sign loses nothing.
         return Ok(vec![Finding::good(format!("device {name}: in the hands of signetd, and left alone"))]);
     }
     let mut opened = match device::open(global, config, name, None) {
@@ -287,7 +287,7 @@ fn of_socket(socket: &Path) -> Vec<Finding> {
         Ok(true) => vec![Finding::good(format!("signetd serves at {}", socket.display()))],
         Ok(false) => vec![Finding::bad(
             format!("signetd is up at {}, but no account can sign", socket.display()),
-            "mend what stands above; its log tells more (journalctl -u signetd)",
+            format!("mend what stands above; {}", client::LOG),
         )],
         Err(failure) => vec![Finding::failed(&failure)],
     }
