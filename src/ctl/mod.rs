@@ -299,7 +299,9 @@ fn date(time: SystemTime) -> String {
 /// Reads a file, or standard input where it is `-`, up to a limit.
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
     use io::Read as _;
-    let failed = |error: io::Error| Failure::usage(format!("{}: {error}", path.display()));
+    let failed = |error: io::Error| {
+        Failure::usage(format!("{}: {error}", path.display())).hint("a file that you can read, or - for standard input")
+    };
     let mut bytes = Vec::new();
     let read = if path == Path::new("-") {
         io::stdin().lock().take(limit + 1).read_to_end(&mut bytes)

@@ -55,6 +55,10 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
         text(read(Path::new(&options.certificates), LIMIT)?, &options.certificates)?
     };
     let jwt = match options.jwt {
+        Some(jwt) if !from_stdin && Path::new(&jwt).is_file() => {
+            return Err(Failure::usage(format!("{jwt} is a file, and the argument is taken as the JWT itself"))
+                .hint(format!("signetctl verify ... < {jwt}")));
+        }
         Some(jwt) if !from_stdin => jwt,
         _ => text(read(&PathBuf::from("-"), 64 << 10)?, "standard input")?,
     };
