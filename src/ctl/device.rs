@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::failure::{Failure, explained};
 use super::{Global, table};
 use crate::config::Config;
-use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, Provision, TokenSelector, latch};
+use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, Provision, QUIET_TSS, TokenSelector, latch};
 use crate::file;
 use crate::key::KeyId;
 
@@ -73,7 +73,33 @@ pub(crate) fn open(
 ) -> Result<Box<dyn Provision>, Failure> {
     let device = prepare(global, config, name)?;
     let _progress = global.progress(format!("Opening the device {name}"));
-    device::provision(device, persistent).map_err(|error| explained(error, name))
+    device::provision(device, persistent).map_err(|error| unusable(error, device, config))
+}
+
+/// What an error of a device means, where it could not be opened.
+fn unusable(error: DeviceError, device: &DeviceConfig, config: &Config) -> Failure {
+    let (name, file) = (&device.name, config.path.display());
+    match (error, &device.kind) {
+        (error @ DeviceError::Away(_), DeviceKind::Tpm(tpm)) => explained(error, name).hint(format!(
+            "be in the group that may use {} (usermod -a -G tss USER), or start swtpm, or correct tcti in {file}",
+            tpm.tcti
+        )),
+        (error @ DeviceError::Misconfigured(_), _) => explained(error, name)
+            .hint(format!("correct the [[device]] {name} in {file}, or the file or token that it names")),
+        (other, _) => explained(other, name),
+    }
+}
+
+/// The same, where it could not be made ready: what is misconfigured is bad input then.
+fn not_made(error: DeviceError, device: &DeviceConfig, config: &Config) -> Failure {
+    match error {
+        DeviceError::Misconfigured(what) => Failure::usage(what).hint(format!(
+            "correct the [[device]] {0} in {1}; what is initialised already needs no init: signetctl device show {0}",
+            device.name,
+            config.path.display()
+        )),
+        other => unusable(other, device, config),
+    }
 }
 
 /// Finds a device and takes its environment: what must come before anything is read, asked or changed.
@@ -109,7 +135,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
                 let _progress = global.progress(format!("Initialising the token of {name}"));
                 device::init(device, so_pin)
             };
-            initialised.map_err(|error| match explained(error, name) {
+            initialised.map_err(|error| match not_made(error, device, config) {
                 failure if so_pin_file.exists() => failure
                     .aftermath(format!("the token may have the security officer's PIN in {}", so_pin_file.display())),
                 failure => failure,
@@ -132,7 +158,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
                     "put the old TPM back; or, where it was replaced or cleared on purpose, rm {}: its keys are lost",
                     path.display()
                 )),
-                other => explained(other, name),
+                other => not_made(other, device, config),
             })?;
             let parent = parent.ok_or_else(|| Failure::new("the TPM told no parent key"))?;
             let written = serde_json::to_vec_pretty(&parent).map_err(io::Error::from).and_then(|json| {
@@ -178,12 +204,15 @@ pub(crate) fn place(device: &DeviceConfig) -> (&'static str, String) {
     }
 }
 
+/// The state of a device of which nothing bad is known.
+pub(crate) const CONFIGURED: &str = "configured";
+
 /// What is known of a device without opening it.
 pub(crate) fn state(device: &DeviceConfig) -> &'static str {
     let pinned = !matches!(&device.kind, DeviceKind::Tpm(tpm) if tpm.parent.is_none());
     match latch::look(&device.latch_file) {
         Err(DeviceError::PinRefused(_)) => "PIN refused: signetctl device unlatch",
-        _ if pinned => "configured",
+        _ if pinned => CONFIGURED,
         _ => "not initialised: signetctl device init",
     }
 }
@@ -221,13 +250,22 @@ pub(crate) fn secret_file(path: &Path) -> Result<bool, Failure> {
     let mut random = Zeroizing::new([0_u8; 24]);
     aws_lc_rs::rand::fill(random.as_mut_slice()).map_err(|_unspecified| Failure::new("no random numbers"))?;
     let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(random.as_slice()) + "\n");
-    file::create_new(path, secret.as_bytes()).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+    file::create_new(path, secret.as_bytes()).map_err(|error| {
+        Failure::new(format!("{}: {error}", path.display()))
+            .hint("run it as the owner of its folder, usually with sudo; or another place with --config")
+    })
 }
 
 /// Starts this program again with exactly the environment that the device's module is to have, unless it has it already.
 /// A process may not change its own environment safely, and a module must not see more than it was given.
 fn take_environment(global: &Global, device: &DeviceConfig) -> Result<(), Failure> {
-    let DeviceKind::Pkcs11(pkcs11) = &device.kind else { return Ok(()) };
+    let pkcs11 = match &device.kind {
+        DeviceKind::Pkcs11(pkcs11) => pkcs11,
+        DeviceKind::Tpm(_) if env::var_os(QUIET_TSS.0).is_none() => {
+            return Err(again(global, |command| command.env(QUIET_TSS.0, QUIET_TSS.1)));
+        }
+        DeviceKind::Tpm(_) => return Ok(()),
+    };
     let Some(wanted) = &pkcs11.environment else { return Ok(()) };
     // Such a name could never be met, and the program would start itself for ever.
     if wanted.keys().any(|name| name.is_empty() || name.contains(['=', '\0'])) {
@@ -237,12 +275,17 @@ fn take_environment(global: &Global, device: &DeviceConfig) -> Result<(), Failur
     if env::vars_os().collect::<BTreeMap<_, _>>() == wanted {
         return Ok(());
     }
-    let program = env::current_exe().map_err(Failure::new)?;
-    let error = process::Command::new(program)
-        .args([OsString::from("--config"), global.config.clone().into()])
-        .args(env::args_os().skip(1))
-        .env_clear()
-        .envs(wanted)
-        .exec();
-    Err(Failure::new(format!("starting again with the environment of {}: {error}", device.name)))
+    Err(again(global, |command| command.env_clear().envs(wanted)))
+}
+
+/// Starts this program again with another environment. It returns only where that fails.
+fn again(global: &Global, environment: impl FnOnce(&mut process::Command) -> &mut process::Command) -> Failure {
+    let program = match env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return Failure::new(error),
+    };
+    let mut command = process::Command::new(program);
+    command.args([OsString::from("--config"), global.config.clone().into()]).args(env::args_os().skip(1));
+    let error = environment(&mut command).exec();
+    Failure::new(format!("starting again with the environment of the device: {error}"))
 }

@@ -140,14 +140,26 @@ pub(crate) fn explained(error: DeviceError, name: &KeyId) -> Failure {
         DeviceError::Transient(_) | DeviceError::Overloaded { .. } | DeviceError::Late => {
             (Exit::Unavailable, "again in a moment".to_owned())
         }
-        DeviceError::Away(_) | DeviceError::Misconfigured(_) => (Exit::Unavailable, "signetctl doctor".to_owned()),
+        DeviceError::Away(_) => (
+            Exit::Unavailable,
+            format!(
+                "plug {name} in, or start what it needs (swtpm, the token's service), and be in the group that may use it"
+            ),
+        ),
+        DeviceError::Misconfigured(_) => (
+            Exit::Unavailable,
+            format!("correct the [[device]] {name} in the configuration, or the file or token that it names"),
+        ),
         DeviceError::PinRefused(_) => (
             Exit::Unavailable,
             format!(
                 "put the right PIN into the device's pin_file, then signetctl device unlatch {name}: a refused PIN is never tried twice"
             ),
         ),
-        DeviceError::Permanent(_) => (Exit::Failed, "signetctl doctor".to_owned()),
+        DeviceError::Permanent(_) => (
+            Exit::Failed,
+            format!("find the token or TPM that holds the key; signetctl doctor looks for all keys of {name}"),
+        ),
         DeviceError::Integrity(_) => (
             Exit::Failed,
             "trust nothing it made; check the device and the line to it, then run the command again".to_owned(),

@@ -13,7 +13,7 @@ use super::Global;
 use super::device;
 use super::failure::{Exit, Failure};
 use crate::access::AccountEmail;
-use crate::file;
+use crate::file::{self, StateDir};
 
 /// First set-up: write a configuration and a random PIN, and initialise the device
 ///
@@ -50,7 +50,10 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     let config = std::path::absolute(&global.config).map_err(Failure::usage)?;
-    if config.exists() {
+    let seen = config.try_exists().map_err(|error| {
+        Failure::new(format!("{}: {error}", config.display())).hint("run it with sudo; or another place with --config")
+    })?;
+    if seen {
         return Err(Failure::usage(format!("{} is there already, and is not overwritten", config.display()))
             .hint("signetctl config check; or another place with --config"));
     }
@@ -59,7 +62,7 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     let device = Device::choose(&options, folder)?;
     make_folder(folder)?;
     let pin_file = folder.join(device.pin_file());
-    let mut made = Vec::new();
+    let (mut made, mut made_state) = (Vec::new(), None);
     let written = (|| {
         if device::secret_file(&pin_file)? {
             made.push(pin_file.clone());
@@ -71,7 +74,9 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
             }
         }
         let state_dir = folder.join(layout(folder).0);
+        let new = !state_dir.exists();
         make_folder(&state_dir)?;
+        made_state = new.then_some(state_dir);
         let text = configuration(&options, &device, folder, allow_user.as_deref());
         write_new(&config, &text)?;
         made.push(config.clone());
@@ -80,9 +85,7 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     if let Err(failure) = written {
         // A half set-up would keep the next try from starting. But a token that was begun has its PINs.
         if !device::so_pin_file(&pin_file, device.name()).exists() {
-            for path in made {
-                let _ = fs::remove_file(path);
-            }
+            remove(made, made_state);
         }
         return Err(failure);
     }
@@ -99,6 +102,18 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     }
     global.note(format!("  signetctl key generate --device {} --account {account}", device.name()));
     Ok(())
+}
+
+/// Takes back what was written, and the state folder where it was made for this.
+fn remove(made: Vec<PathBuf>, state_dir: Option<PathBuf>) {
+    for path in made {
+        let _ = fs::remove_file(path);
+    }
+    if let Some(state_dir) = state_dir {
+        let _ = fs::remove_file(StateDir::new(state_dir.clone()).lock());
+        // Not what is not empty: that is somebody's.
+        let _ = fs::remove_dir(state_dir);
+    }
 }
 
 /// Runs `signetctl device init` on what was written: a process of its own can have the environment of the device's module.

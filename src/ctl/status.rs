@@ -8,11 +8,12 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::device::{place, state};
+use super::device::{CONFIGURED, place, state};
 use super::failure::{Exit, Failure};
 use super::{Global, client, date, key, table};
 use crate::access::AccountEmail;
 use crate::config::Config;
+use crate::device::DeviceConfig;
 use crate::keyring::{KeyState, Keyring};
 
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
@@ -35,9 +36,11 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     };
     let (mut text, mut json) = (vec![format!("signetd at {}: {state}", socket.display())], json!({}));
     if let Some(config) = &config {
-        json = described(config, &keyring);
-        text.push(devices(config));
-        text.push(keys(config, &keyring));
+        // Nothing can sign: neither can the devices of the keys that should.
+        let away = matches!(daemon, Ok(false));
+        json = described(config, &keyring, away);
+        text.push(devices(config, &keyring, away));
+        text.push(keys(config, &keyring, matches!(daemon, Ok(true))));
     }
     if let Some(json) = json.as_object_mut() {
         json.insert("healthy".to_owned(), matches!(daemon, Ok(true)).into());
@@ -72,16 +75,25 @@ pub(super) fn expiry_note(config: &Config, kid: &crate::key::KeyId) -> (String, 
     (format!("{}{}", date(expires), if soon { " (soon)" } else { "" }), soon)
 }
 
-fn devices(config: &Config) -> String {
+/// A device's state as its files tell it, or as the daemon does.
+fn known(device: &DeviceConfig, keyring: &Keyring, away: bool) -> &'static str {
+    let has_active_key = || keyring.keys.iter().any(|key| key.device == device.name && key.state == KeyState::Active);
+    match state(device) {
+        CONFIGURED if away && has_active_key() => "away: signetctl doctor",
+        state => state,
+    }
+}
+
+fn devices(config: &Config, keyring: &Keyring, away: bool) -> String {
     let mut rows = vec![["DEVICE", "KIND", "WHERE", "STATE"].map(str::to_owned).to_vec()];
     for device in &config.devices {
         let (kind, place) = place(device);
-        rows.push([device.name.as_str(), kind, &place, state(device)].map(str::to_owned).to_vec());
+        rows.push([device.name.as_str(), kind, &place, known(device, keyring, away)].map(str::to_owned).to_vec());
     }
     table(&rows)
 }
 
-fn keys(config: &Config, keyring: &Keyring) -> String {
+fn keys(config: &Config, keyring: &Keyring, serving: bool) -> String {
     let mut rows = vec![["ACCOUNT", "KID", "DEVICE", "STATE", "CERTIFICATE EXPIRES"].map(str::to_owned).to_vec()];
     for account in config.policy.accounts() {
         let mut of_account = keyring.keys.iter().filter(|key| key.account == account.email).peekable();
@@ -91,7 +103,7 @@ fn keys(config: &Config, keyring: &Keyring) -> String {
         let signing = keyring.active(&account.email).first().map(|key| key.kid.clone());
         for key in of_account {
             let state = match key.state {
-                KeyState::Active if signing.as_ref() == Some(&key.kid) => "active, signs",
+                KeyState::Active if serving && signing.as_ref() == Some(&key.kid) => "active, signs",
                 KeyState::Active => "active",
                 KeyState::Prepared => "prepared",
                 KeyState::Retired => "retired",
@@ -104,11 +116,11 @@ fn keys(config: &Config, keyring: &Keyring) -> String {
     table(&rows)
 }
 
-fn described(config: &Config, keyring: &Keyring) -> serde_json::Value {
+fn described(config: &Config, keyring: &Keyring, away: bool) -> serde_json::Value {
     let devices: Vec<_> = config
         .devices
         .iter()
-        .map(|device| json!({ "name": device.name, "kind": place(device).0, "where": place(device).1, "state": state(device) }))
+        .map(|device| json!({ "name": device.name, "kind": place(device).0, "where": place(device).1, "state": known(device, keyring, away) }))
         .collect();
     let keys = |email: &AccountEmail| {
         let of_account = keyring.keys.iter().filter(|key| key.account == *email);

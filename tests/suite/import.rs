@@ -321,11 +321,14 @@ fn the_script_proves_the_import_and_shreds_only_when_told() {
     let stdout = String::from_utf8_lossy(&kept.stdout);
     assert!(kept.status.success(), "{}", String::from_utf8_lossy(&kept.stderr));
     assert!(stdout.contains("imported: 0123456789abcdef") && stdout.contains("verified: "), "{stdout}");
+    assert!(stdout.contains("state: active"), "{stdout}");
     assert!(path.exists(), "nobody told it to shred");
 
     let path = desk.write("key.pem", &rsa());
     let shredded = import_key(&desk, &["--shred", "hsm", path.to_str().unwrap()]);
     assert!(shredded.status.success(), "{}", String::from_utf8_lossy(&shredded.stderr));
+    let stdout = String::from_utf8_lossy(&shredded.stdout);
+    assert!(stdout.contains("state: prepared") && stdout.contains("signetctl key activate "), "{stdout}");
     assert!(!path.exists());
     assert_eq!(desk.keys("hsm").0.len(), 2);
 }

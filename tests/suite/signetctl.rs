@@ -24,6 +24,34 @@ fn usage_is_as_written_down() {
 }
 
 #[test]
+fn a_file_where_something_else_belongs_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("id.jwt");
+    fs::write(&file, "a.b.c").unwrap();
+    let file = file.to_str().unwrap();
+    let signetctl =
+        |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_signetctl")).args(arguments).output().unwrap();
+    let said = failed(&signetctl(&["--socket", file, "mint", "--audience", "x"]), 4);
+    assert!(said.contains("is no socket"), "{said}");
+    let said = failed(&signetctl(&["verify", "--certificates", file, file]), 2);
+    assert!(said.contains("taken as the JWT itself") && said.contains(&format!("try: signetctl verify ... < {file}")));
+    let said = failed(&signetctl(&["sign-blob", "/nowhere/blob"]), 2);
+    assert!(said.contains("try: a file"), "{said}");
+}
+
+#[test]
+fn a_socket_that_says_nothing_is_not_taken_for_a_daemon() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("signet.sock");
+    let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut signetctl = Command::new(env!("CARGO_BIN_EXE_signetctl"));
+    let before = Instant::now();
+    let said = failed(&signetctl.arg("--socket").arg(path).args(["mint", "--audience", "x"]).output().unwrap(), 4);
+    assert!(said.contains("is it signetd that listens there?"), "{said}");
+    assert!(before.elapsed() < Duration::from_secs(30), "{:?}", before.elapsed());
+}
+
+#[test]
 fn init_sets_up_a_token_that_a_key_can_be_made_in() {
     if SoftHsm::new().is_none() {
         return;
@@ -53,7 +81,7 @@ fn init_sets_up_a_token_that_a_key_can_be_made_in() {
     let before = fs::read(&config).unwrap();
     failed(&signetctl(&["init", "--account", ACCOUNT]), 2);
     assert_eq!(fs::read(&config).unwrap(), before);
-    let again = failed(&signetctl(&["device", "init", "hsm"]), 4);
+    let again = failed(&signetctl(&["device", "init", "hsm"]), 2);
     assert!(again.contains("signet"), "{again}");
 }
 

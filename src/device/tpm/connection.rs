@@ -178,10 +178,19 @@ impl Connection {
     }
 }
 
+/// Where there is no TPM, its name says more than the library's code.
+fn unreachable_tpm(tcti: &str, error: DeviceError) -> DeviceError {
+    match error {
+        DeviceError::Away(detail) => DeviceError::Away(format!("no TPM at {tcti}: {detail}")),
+        other => other,
+    }
+}
+
 /// Opens a context. Where no resource manager does it, clears what a killed process left in the TPM's few slots: nobody
 /// knows those handles any more, and full slots answer 0x902 for ever.
 pub(super) fn context(tcti: &str) -> Result<Context, DeviceError> {
-    let mut context = Context::new(tcti::name(tcti)?).map_err(classified("connecting"))?;
+    let mut context =
+        Context::new(tcti::name(tcti)?).map_err(|error| unreachable_tpm(tcti, classified("connecting")(error)))?;
     if !tcti::behind_resource_manager(tcti) {
         for first in [tss::TPM2_TRANSIENT_FIRST, tss::TPM2_LOADED_SESSION_FIRST, tss::TPM2_ACTIVE_SESSION_FIRST] {
             for handle in handles(&mut context, first)? {
