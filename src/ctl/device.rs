@@ -227,6 +227,7 @@ fn show(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
 
 fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Result<(), Failure> {
     let device = find(config, name)?;
+    super::key::owned(config)?;
     let pin_file = device.pin_file();
     let pin = match pin_file {
         Some(_) if force => None,
