@@ -80,10 +80,14 @@ pub(crate) fn open(
 fn unusable(error: DeviceError, device: &DeviceConfig, config: &Config) -> Failure {
     let (name, file) = (&device.name, config.path.display());
     match (error, &device.kind) {
-        (error @ DeviceError::Away(_), DeviceKind::Tpm(tpm)) => explained(error, name).hint(format!(
-            "be in the group that may use {} (usermod -a -G tss USER), or start swtpm, or correct tcti in {file}",
-            tpm.tcti
-        )),
+        (error @ DeviceError::Away(_), DeviceKind::Tpm(tpm)) => {
+            let remedy = if tpm.tcti.starts_with("device") {
+                "be in the group that may use it (ls -l /dev/tpm*; usermod -a -G tss USER)"
+            } else {
+                "start it"
+            };
+            explained(error, name).hint(format!("{remedy}, or correct tcti of {name} in {file}"))
+        }
         (error @ DeviceError::Misconfigured(_), _) => explained(error, name)
             .hint(format!("correct the [[device]] {name} in {file}, or the file or token that it names")),
         (other, _) => explained(other, name),
