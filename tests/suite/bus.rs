@@ -11,7 +11,7 @@ use signet::device::{NewKey, PrivateKey, TpmSession, tpm};
 use signet::key::{Algorithm, Digest};
 
 use crate::support::swtpm::{SwTpm, TpmSettings};
-use crate::support::{keys, skip};
+use crate::support::{keys, skip, write_private};
 
 #[test]
 fn nothing_secret_crosses_a_protected_bus() {
@@ -45,7 +45,7 @@ fn recorded_life() {
     let Ok(tcti) = std::env::var(TCTI) else { return };
     let mut settings = TpmSettings::new(&tcti, Some(AUTH));
     let owner = settings.folder.path().join("owner");
-    fs::write(&owner, OWNER).unwrap();
+    write_private(&owner, OWNER);
     settings.tpm.owner_auth_file = Some(owner);
     settings.tpm.parent = Some(tpm::init(&settings.tpm).unwrap());
     if std::env::var_os(PLAIN).is_some() {
