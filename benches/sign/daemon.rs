@@ -50,6 +50,15 @@ impl Client {
     }
 }
 
+/// A process with its children, theirs included: the launcher starts the device processes.
+fn family(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let children: String =
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default()).collect();
+    let children = children.split_whitespace().map(|child| child.parse().unwrap());
+    std::iter::once(pid).chain(children.flat_map(family)).collect()
+}
+
 impl Daemon {
     pub(crate) fn start(device: &Device) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_signetd"));
@@ -96,20 +105,14 @@ impl Daemon {
         self.processes().chain([std::process::id()]).chain(self.tpm).map(processor_time).sum()
     }
 
-    /// The resident memory of the daemon and its device processes, in MiB.
+    /// The resident memory of the daemon, its launcher and its device processes, in MiB.
     pub(crate) fn resident(&self) -> f64 {
         self.processes().map(resident).sum()
     }
 
-    /// The daemon and its device processes.
+    /// The daemon, its launcher and its device processes.
     fn processes(&self) -> impl Iterator<Item = u32> {
-        let daemon = self.process.0.id();
-        let tasks = fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
-        let children = tasks.flat_map(|task| {
-            let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
-            children.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
-        });
-        children.chain([daemon])
+        family(self.process.0.id()).into_iter()
     }
 
     /// Of the daemon alone.
