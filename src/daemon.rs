@@ -5,7 +5,6 @@ mod supervisor;
 mod watch;
 
 use std::ffi::OsString;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +19,12 @@ use crate::device::handle::{Handle, Start};
 use crate::device::launcher::{self, LauncherProcess};
 use crate::device::{self, DeviceConfig};
 use crate::front::grpc::{self, Readiness};
+use crate::front::http;
 use crate::front::listen::{BindError, Listener};
 use crate::keyring::KeyringError;
 use crate::signer::{Audit, Cache, Devices, LiveKeyring, OpenError, Signer};
 pub use confine::confine;
+use supervisor::Sockets;
 use watch::Watch;
 
 /// The launcher of device processes: what the daemon starts itself as, with [`DEVICE_LAUNCHER`]. Returns the exit code.
@@ -50,36 +51,37 @@ pub fn device_process(config: Option<&str>) -> anyhow::Result<u8> {
 /// # Errors
 /// What is wrong, and what to do about it.
 pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
-    let socket = supervisor::socket()?;
+    let mut sockets = supervisor::sockets()?;
     let arguments: Vec<_> = logging.into_iter().chain([DEVICE_LAUNCHER.into()]).collect();
     let launcher = LauncherProcess::start(&program()?, &arguments, &config.devices)
         .context("can't start the launcher of device processes")?;
+    // Who is confined binds no port.
+    sockets.http = match config.listen.http {
+        Some(address) => Some(sockets.http.map_or_else(|| http::bind(address), Ok)?),
+        None => None,
+    };
     // Before there are other threads: those that exist are not bound.
     confine(&config);
     let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
-    let served = runtime.block_on(serve(config, Arc::new(launcher), socket, audit.clone()));
+    let served = runtime.block_on(serve(config, Arc::new(launcher), sockets, audit.clone()));
     // Device processes end with their handles; nothing else is worth waiting for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     audit.flush(LAST_RECORDS);
     served
 }
 
-async fn serve(
-    config: Config,
-    launcher: Arc<LauncherProcess>,
-    socket: Option<UnixListener>,
-    audit: Audit,
-) -> anyhow::Result<()> {
+async fn serve(config: Config, launcher: Arc<LauncherProcess>, sockets: Sockets, audit: Audit) -> anyhow::Result<()> {
     let signals = Signals::new()?;
     let start = |device: &DeviceConfig| Handle::start(device.clone(), Start::Apart(Arc::clone(&launcher)));
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let stamp = watch::stamp(&config.state_dir);
     let keyring = LiveKeyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
-    let listener = match socket {
+    let listener = match sockets.grpc {
         Some(socket) => Listener::adopt(socket, &config.listen.grpc)?,
         None => Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?,
     };
+    let port = sockets.http.map(http::Listener::new).transpose().context(NO_PORT)?;
     let signer = Arc::new(Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), audit));
     let health = Readiness::new().await;
     let (reload, reloads) = channel::channel(());
@@ -90,12 +92,23 @@ async fn serve(
     let mut beside = JoinSet::new();
     beside.spawn(Arc::clone(&signer).renew());
     beside.spawn(supervisor::feed_watchdog(Arc::clone(&signer)));
+    if let Some(port) = &port {
+        tracing::info!(address = %port.address()?, "listening for HTTP");
+    }
     tracing::info!(socket = %config.listen.grpc.display(), accounts = config.policy.accounts().len(), "serving");
 
     let (stop, stopped) = channel::channel(());
-    let stopping = async move { drop(stopped.clone().changed().await) };
+    let stopping = |mut stopped: channel::Receiver<()>| async move { drop(stopped.changed().await) };
     let auditor = Arc::clone(&signer);
-    let mut serving = Box::pin(grpc::serve(listener, signer, &health, config.max_client_cache_time, stopping));
+    let front = http::Front { signer: Arc::clone(&signer) };
+    let over_http = async {
+        if let Some(port) = port {
+            http::serve(port, front, stopping(stopped.clone())).await;
+        }
+        Ok(())
+    };
+    let over_grpc = grpc::serve(listener, signer, &health, config.max_client_cache_time, stopping(stopped.clone()));
+    let mut serving = Box::pin(async { tokio::try_join!(over_grpc, over_http).map(drop) });
     let died = tokio::select! {
         served = &mut serving => Some(served),
         ended = &mut watching => Some(Err(ended.map_or_else(Into::into, |()| "nobody watches the devices".into()))),
@@ -144,6 +157,8 @@ pub fn remedy(error: &anyhow::Error) -> Option<String> {
         error.remedy()
     } else if let Some(error) = error.downcast_ref::<BindError>() {
         error.remedy()
+    } else if let Some(error) = error.downcast_ref::<http::BindError>() {
+        error.remedy()
     } else if let Some(error) = error.downcast_ref::<OpenError>() {
         error.remedy()
     } else {
@@ -189,6 +204,7 @@ pub const DEVICE_LAUNCHER: &str = "device-launcher";
 pub const DEVICE_PROCESS: &str = "device-process";
 /// Two carry what two cores can sign; more only lengthen the tail.
 const WORKERS: usize = 2;
+const NO_PORT: &str = "listen.http can't be served (systemd: RestrictAddressFamilies= needs AF_INET and AF_NETLINK)";
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the audit records of requests that were cut off may take.
 const LAST_RECORDS: Duration = Duration::from_secs(2);

@@ -41,6 +41,7 @@ pub(super) struct File {
 #[serde(deny_unknown_fields)]
 pub(super) struct Listen {
     pub(super) grpc: Option<Spanned<PathBuf>>,
+    pub(super) http: Option<Spanned<String>>,
     pub(super) group: Option<Spanned<Principal>>,
     pub(super) mode: Option<Spanned<String>>,
 }
@@ -464,6 +465,7 @@ mod tests {
             "claims",
             "mode",
             "grpc",
+            "http",
             "[",
             "]",
             "{",

@@ -10,6 +10,7 @@ mod rules;
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub struct Config {
     pub path: PathBuf,
     /// Where keyring, certificates, latches and the audit log stand.
     pub state_dir: StateDir,
-    /// The gRPC socket.
+    /// Where it listens.
     pub listen: Listen,
     /// The devices, in order of preference.
     pub devices: Vec<DeviceConfig>,
@@ -48,7 +49,7 @@ pub struct Config {
     pub max_client_cache_time: Duration,
 }
 
-/// The gRPC socket.
+/// Where the daemon listens: the gRPC socket, and the port for HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Its path, at most 107 bytes.
@@ -57,6 +58,8 @@ pub struct Listen {
     pub mode: u32,
     /// Its group.
     pub group: Option<u32>,
+    /// The loopback address and port for HTTP, where it is on.
+    pub http: Option<SocketAddr>,
 }
 
 /// The audit log.
@@ -174,8 +177,18 @@ impl Listen {
             }
         };
         let group = written.group.map(|group| gid(source, "listen.group", &group)).transpose()?;
-        Ok(Self { grpc, mode, group })
+        let http = written.http.map(|address| loopback(source, &address)).transpose()?;
+        Ok(Self { grpc, mode, group, http })
     }
+}
+
+/// An address of loopback as it stands there: a name could come to mean another one.
+fn loopback(source: Source<'_>, written: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+    let address = written.get_ref().parse::<SocketAddr>().ok();
+    address.filter(|address| address.ip().is_loopback()).ok_or_else(|| {
+        let what = format!("{:?} is no address of loopback with a port", written.get_ref());
+        source.wrong(written.span(), "listen.http", what, r#"write "127.0.0.1:8980", or another port"#)
+    })
 }
 
 /// Reads a file that nobody else can change; returns its path without links too.

@@ -1,6 +1,7 @@
-//! What the daemon has from its supervisor and what it tells it, in systemd's protocols: the socket that was opened for it
+//! What the daemon has from its supervisor and what it tells it, in systemd's protocols: the sockets that were opened for it
 //! (sd_listen_fds), how it is (sd_notify), and that its devices answer (the watchdog). Without a supervisor: nothing.
 
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,19 +14,37 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::signer::{Key, Signer};
 
-/// The socket that the supervisor opened for us: the one named `grpc`, or the only one. To be called before there are
-/// other threads, because it clears what stands in the environment.
-pub(super) fn socket() -> anyhow::Result<Option<UnixListener>> {
+/// What the supervisor opened for us.
+#[derive(Default)]
+pub(super) struct Sockets {
+    /// The one named `grpc`, or the only one where it is a unix socket.
+    pub(super) grpc: Option<UnixListener>,
+    /// The one named `http`.
+    pub(super) http: Option<TcpListener>,
+}
+
+/// Takes the sockets that the supervisor opened for us. To be called before there are other threads, because it clears what
+/// stands in the environment.
+pub(super) fn sockets() -> anyhow::Result<Sockets> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
-    let mut sockets = ListenFd::from_env();
-    let index = match sockets.len() {
-        0 => return Ok(None),
-        1 => 0,
-        count => names.split(':').position(|name| name == SOCKET_NAME).with_context(|| {
-            format!("{count} sockets were passed, and none is named {SOCKET_NAME} (FileDescriptorName=)")
-        })?,
+    let mut passed = ListenFd::from_env();
+    let named = |wanted: &str| names.split(':').position(|name| name == wanted);
+    let http = named(HTTP_SOCKET);
+    let grpc = match (passed.len(), named(GRPC_SOCKET), http) {
+        (0, ..) => return Ok(Sockets::default()),
+        (_, Some(index), _) => Some(index),
+        (1, None, None) => Some(0),
+        (1, None, Some(_)) => None,
+        (count, None, _) => {
+            anyhow::bail!("{count} sockets were passed, and none is named {GRPC_SOCKET} (FileDescriptorName=)")
+        }
     };
-    sockets.take_unix_listener(index).context("the socket that was passed is no unix socket that listens")
+    let grpc = grpc.map(|index| passed.take_unix_listener(index)).transpose();
+    let http = http.map(|index| passed.take_tcp_listener(index)).transpose();
+    Ok(Sockets {
+        grpc: grpc.context("the socket that was passed is no unix socket that listens")?.flatten(),
+        http: http.context("the socket that was passed as http is no TCP socket that listens")?.flatten(),
+    })
 }
 
 /// Tells the supervisor, where there is one.
@@ -77,5 +96,6 @@ async fn devices_answer(signer: &Signer, deadline: Instant) -> bool {
     asked.join_all().await.into_iter().all(|served| served)
 }
 
-const SOCKET_NAME: &str = "grpc";
+const GRPC_SOCKET: &str = "grpc";
+const HTTP_SOCKET: &str = "http";
 const SHORTEST_PACE: Duration = Duration::from_millis(50);

@@ -14,7 +14,8 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::digest::{Context, SHA256};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::listen::{Connection, Told};
+use super::admission::Told;
+use super::listen::Connection;
 use super::peer;
 use crate::access::{Executable, Sought};
 

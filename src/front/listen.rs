@@ -1,12 +1,10 @@
 //! The unix socket: bound where nobody else can get at it, and connections within limits, each with its [`Caller`].
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, Sleep};
 
+use super::admission::{ACCEPT_PAUSE, Connections, Place, Told};
 use super::peer;
 use crate::access::{Caller, Executable};
 use crate::file;
@@ -223,57 +222,6 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// How many connections are open: in all, and of each user.
-#[derive(Clone, Debug, Default)]
-struct Connections(Arc<Mutex<HashMap<u32, usize>>>);
-
-/// One connection's place among them.
-#[derive(Debug)]
-struct Place {
-    uid: u32,
-    connections: Connections,
-}
-
-impl Connections {
-    fn admit(&self, uid: u32) -> Option<Place> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_user = open.get(&uid).copied().unwrap_or_default();
-        if of_user >= MOST_OF_A_USER || open.values().sum::<usize>() >= MOST {
-            return None;
-        }
-        open.insert(uid, of_user + 1);
-        Some(Place { uid, connections: self.clone() })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.connections.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_user) = open.get_mut(&self.uid) {
-            *of_user -= 1;
-            if *of_user == 0 {
-                open.remove(&self.uid);
-            }
-        }
-    }
-}
-
-/// When callers' doing was last told: they must not be able to fill the log.
-#[derive(Debug, Default)]
-pub(super) struct Told(Mutex<Option<Instant>>);
-
-impl Told {
-    /// Whether it is time to tell something again.
-    pub(super) fn may_tell(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = last.is_none_or(|last| last.elapsed() >= TELL_AGAIN);
-        if may {
-            *last = Some(Instant::now());
-        }
-        may
-    }
-}
-
 /// An admitted connection: knows its peer, and ends when nothing moves for too long.
 #[derive(Debug)]
 pub struct Connection {
@@ -350,10 +298,6 @@ impl AsyncWrite for Connection {
     }
 }
 
-const MOST: usize = 256;
-const MOST_OF_A_USER: usize = 32;
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const TELL_AGAIN: Duration = Duration::from_secs(10);
 const FIRST_BYTES: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -376,18 +320,5 @@ mod tests {
             assert!(first.is_ok() != second.is_ok(), "round {round}: {first:?}, {second:?}");
             std::os::unix::net::UnixStream::connect(&path).unwrap();
         }
-    }
-
-    #[test]
-    fn a_user_has_a_share_of_the_connections_and_all_have_an_end() {
-        let connections = Connections::default();
-        let places: Vec<_> = (0..MOST_OF_A_USER).map(|_| connections.admit(1).unwrap()).collect();
-        assert!(connections.admit(1).is_none());
-        let users = u32::try_from(MOST / MOST_OF_A_USER).unwrap();
-        let others: Vec<_> = (2..=users).flat_map(|uid| (0..MOST_OF_A_USER).map(move |_| uid)).collect();
-        let others: Vec<_> = others.into_iter().map(|uid| connections.admit(uid).unwrap()).collect();
-        assert!(connections.admit(99).is_none(), "there is no room for anybody");
-        drop((places, others));
-        assert!(connections.admit(1).is_some() && connections.0.lock().unwrap().is_empty());
     }
 }

@@ -1,6 +1,8 @@
 //! Translation only: from a protocol to `signer` and back. No front knows another, and none knows a device.
 
+mod admission;
 pub mod grpc;
+pub mod http;
 mod identity;
 pub mod listen;
 mod peer;

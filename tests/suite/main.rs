@@ -21,6 +21,7 @@ mod daemon;
 mod forgery;
 mod handle;
 mod hardening;
+mod http;
 mod import;
 mod interop;
 mod lifecycle;

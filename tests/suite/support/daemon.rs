@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -112,6 +113,14 @@ impl TestDaemon {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder().join("run/signet.sock")
+    }
+
+    /// Where it listens for HTTP, with `http = "127.0.0.1:0"` in its configuration.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.wait_for_log("listening for HTTP");
+        let log = self.log();
+        let (_, address) = log.split_once("listening for HTTP").unwrap().1.split_once("address=").unwrap();
+        address.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// The command that starts the daemon.

@@ -1,0 +1,134 @@
+//! The loopback port: connections within limits, each with its [`Caller`].
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_blocking;
+
+use super::super::admission::{ACCEPT_PAUSE, Connections, Place, Told};
+use super::peer;
+use crate::access::Caller;
+
+/// The port.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    connections: Connections,
+    told: Told,
+}
+
+/// Why there is no port.
+#[derive(Debug, thiserror::Error)]
+#[error("listen.http {address}")]
+pub struct BindError {
+    /// The address and port.
+    pub address: SocketAddr,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+impl BindError {
+    /// What to do about it.
+    #[must_use]
+    pub const fn remedy(&self) -> &'static str {
+        "stop what listens there (ss -tlnp), or choose another port for listen.http"
+    }
+}
+
+/// An admitted connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) stream: TcpStream,
+    /// Whose it is.
+    pub(super) uid: u32,
+    _place: Place,
+}
+
+/// Binds the port: before the process is confined, since then it may not.
+///
+/// # Errors
+/// [`BindError`].
+pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, BindError> {
+    std::net::TcpListener::bind(address).map_err(|source| BindError { address, source })
+}
+
+impl Listener {
+    /// Takes a socket that listens on loopback. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Where it listens elsewhere, for nobody there could be told from anybody else, or where this process may not ask the
+    /// kernel who is calling.
+    pub fn new(socket: std::net::TcpListener) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        if !address.ip().is_loopback() {
+            return Err(io::Error::other(format!("{address} is no address of loopback")));
+        }
+        peer::may_ask()?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: TcpListener::from_std(socket)?, connections: Connections::default(), told: Told::default() })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// The next connection within the limits whose user is known. All others are closed at once.
+    pub(super) async fn accept(&self) -> Connection {
+        loop {
+            match self.socket.accept().await {
+                Ok((stream, _address)) => {
+                    if let Some(connection) = self.admit(stream) {
+                        return connection;
+                    }
+                }
+                Err(error) => {
+                    if self.told.may_tell() {
+                        tracing::warn!(%error, "can't accept a connection; trying again");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream) -> Option<Connection> {
+        let uid = match owner(&stream) {
+            Ok(uid) => uid,
+            Err(error) => {
+                tracing::debug!(%error, "closed a connection: the kernel does not tell whose it is");
+                return None;
+            }
+        };
+        let Some(place) = self.connections.admit(uid) else {
+            if self.told.may_tell() {
+                tracing::warn!(uid, "closed a connection: too many are open");
+            }
+            return None;
+        };
+        Some(Connection { stream, uid, _place: place })
+    }
+}
+
+impl Connection {
+    /// Who is calling. It may take a while, for user databases may ask the network.
+    pub(super) async fn caller(&self) -> io::Result<Caller> {
+        let uid = self.uid;
+        spawn_blocking(move || peer::caller(uid)).await.map_err(io::Error::other)?
+    }
+}
+
+fn owner(stream: &TcpStream) -> io::Result<u32> {
+    let (client, server) = (stream.peer_addr()?, stream.local_addr()?);
+    let uid = peer::uid(client, server)?;
+    // A socket that was reset has no peer any more. While this one has, no other can have its addresses: so it was its
+    // peer who was looked up.
+    if stream.peer_addr()? != client {
+        return Err(io::ErrorKind::NotConnected.into());
+    }
+    Ok(uid)
+}

@@ -1,0 +1,170 @@
+//! Whose a loopback TCP connection is, by the kernel's word (sock_diag(7)).
+//!
+//! The kernel tells who made the socket at the other end. Of a socket that nobody has open any more it tells user 0, so only
+//! an open one in the state ESTABLISHED is believed. It tells no groups: those are the user database's.
+
+use std::ffi::CString;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_ESTABLISHED};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvfrom, send, socket,
+};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+
+use crate::access::Caller;
+
+/// The user who made the socket that is connected from `client` to `server`.
+///
+/// # Errors
+/// Where the kernel does not tell of exactly that socket, or tells that nobody has it open any more.
+pub(super) fn uid(client: SocketAddr, server: SocketAddr) -> io::Result<u32> {
+    let diag = diag()?;
+    send(diag.as_raw_fd(), &question(client, server), MsgFlags::empty())?;
+    // The kernel has answered by the time that it was asked.
+    let mut answer = [0; LONGEST_ANSWER];
+    let (length, from) = recvfrom::<NetlinkAddr>(diag.as_raw_fd(), &mut answer)?;
+    if from.is_none_or(|from| from.pid() != 0) {
+        return Err(io::Error::other("an answer that is not the kernel's"));
+    }
+    owner(answer.get(..length).unwrap_or_default(), client, server)
+}
+
+/// Whether this process may ask at all: where it may not, it is to say so at its start.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub(super) fn may_ask() -> io::Result<()> {
+    diag().map(drop)
+}
+
+/// The caller of this user id, with the groups that the user database gives it.
+///
+/// # Errors
+/// Whatever the user database says.
+pub(super) fn caller(uid: u32) -> io::Result<Caller> {
+    let Some(user) = User::from_uid(Uid::from_raw(uid))? else {
+        return Ok(Caller::new(uid, NO_GROUP, Vec::new()));
+    };
+    let groups = getgrouplist(&CString::new(user.name)?, user.gid)?;
+    Ok(Caller::new(uid, user.gid.as_raw(), groups.into_iter().map(Gid::as_raw).collect()))
+}
+
+fn diag() -> io::Result<OwnedFd> {
+    let protocol = SockProtocol::NetlinkSockDiag;
+    Ok(socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?)
+}
+
+/// Asks for the one socket of this local and remote address.
+fn question(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
+    let socket_id = SocketId {
+        source_port: client.port(),
+        destination_port: server.port(),
+        source_address: client.ip(),
+        destination_address: server.ip(),
+        interface_id: 0,
+        cookie: [0xff; 8],
+    };
+    let request = InetRequest {
+        family: if client.is_ipv4() { AF_INET } else { AF_INET6 },
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::ESTABLISHED,
+        socket_id,
+    };
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+fn owner(answer: &[u8], client: SocketAddr, server: SocketAddr) -> io::Result<u32> {
+    let message = NetlinkMessage::<SockDiagMessage>::deserialize(answer).map_err(io::Error::other)?;
+    let socket = match message.payload {
+        NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => response.header,
+        NetlinkPayload::Error(error) => return Err(error.to_io()),
+        _ => return Err(io::Error::other("the kernel answered another question")),
+    };
+    let SocketId { source_port, destination_port, source_address, destination_address, .. } = socket.socket_id;
+    let told = [(source_address, source_port), (destination_address, destination_port)];
+    // A socket of IPv6 may be connected by IPv4.
+    let plain = |(address, port): (IpAddr, u16)| (address.to_canonical(), port);
+    if told.map(plain) != [client, server].map(|end| plain((end.ip(), end.port()))) {
+        return Err(io::Error::other("the kernel told of another connection"));
+    }
+    if socket.state != TCP_ESTABLISHED || socket.inode == 0 {
+        return Err(io::Error::other("nobody has it open any more"));
+    }
+    Ok(socket.uid)
+}
+
+/// A user who is not in the database has no group that a rule could name.
+const NO_GROUP: u32 = u32::MAX;
+const LONGEST_ANSWER: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+
+    use super::*;
+
+    fn ends(server: impl Into<IpAddr>) -> (TcpListener, TcpStream, TcpStream) {
+        let listener = TcpListener::bind((server.into(), 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        (listener, client, server)
+    }
+
+    fn asked(server: &TcpStream) -> io::Result<u32> {
+        uid(server.peer_addr()?, server.local_addr()?)
+    }
+
+    #[test]
+    fn the_kernel_tells_whose_a_connection_is() {
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let (_listener, _client, server) = ends(address);
+            assert_eq!(asked(&server).unwrap(), Uid::effective().as_raw());
+        }
+    }
+
+    /// Java opens sockets of IPv6 for everything.
+    #[test]
+    fn an_ipv6_socket_that_is_connected_by_ipv4_is_found() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _client = TcpStream::connect((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), port)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(asked(&server).unwrap(), Uid::effective().as_raw());
+    }
+
+    #[test]
+    fn of_a_client_that_is_gone_nothing_is_told() {
+        let (_listener, client, server) = ends(Ipv4Addr::LOCALHOST);
+        drop(client);
+        assert!(asked(&server).is_err());
+    }
+
+    #[test]
+    fn a_listener_is_no_peer() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let server = listener.local_addr().unwrap();
+        assert!(uid(server, (Ipv4Addr::LOCALHOST, 9).into()).is_err());
+    }
+
+    #[test]
+    fn groups_are_those_of_the_user_database() {
+        let root = caller(0).unwrap();
+        assert_eq!((root.uid, root.gid), (0, 0));
+        assert!(root.is_in(0));
+        let unknown = caller(0x7fff_fff0).unwrap();
+        assert_eq!((unknown.gid, unknown.groups.as_slice()), (NO_GROUP, [].as_slice()));
+    }
+}

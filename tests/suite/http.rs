@@ -1,0 +1,215 @@
+//! HTTP on loopback: who is served, and which bytes are a request at all (T11, T12).
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::support::daemon::TestDaemon;
+
+/// A daemon without a device, and where it listens.
+fn daemon() -> (TestDaemon, SocketAddr) {
+    let device = "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path={folder}/no-such-tpm\"";
+    let daemon = TestDaemon::start(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{device}")));
+    let address = daemon.http();
+    (daemon, address)
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+/// Everything that comes until the daemon closes.
+fn until_closed(mut stream: &TcpStream) -> String {
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Ok(_) => {}
+        // What was sent and not read makes of a close a reset.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("it is not closed ({error}): {}", String::from_utf8_lossy(&answer)),
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+/// What these bytes get, until the daemon closes.
+fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = connect(address);
+    // It may refuse before all of it is sent.
+    let _ = stream.write_all(bytes);
+    until_closed(&stream)
+}
+
+/// The status of the answer to a request that is the last one of its connection.
+fn status(address: SocketAddr, headers: &str) -> String {
+    let answer = raw(address, format!("{headers}\r\nConnection: close\r\n\r\n").as_bytes());
+    answer.split(' ').nth(1).unwrap_or("no answer").to_owned()
+}
+
+const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: localhost";
+
+#[test]
+fn bytes_that_two_parsers_could_read_in_two_ways_are_refused_and_nothing_behind_them_is_read() {
+    let (_daemon, address) = daemon();
+    let good = format!("{HEALTH}\r\n\r\n");
+    let post = "POST /healthz HTTP/1.1\r\nHost: localhost";
+    for (name, head) in [
+        ("CL.TE", format!("{post}\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG")),
+        ("TE.CL", format!("{post}\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\n")),
+        ("TE.TE", format!("{post}\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n")),
+        ("a hidden TE", format!("{post}\r\nContent-Length: 4\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n")),
+        ("TE by a vertical tab", format!("{post}\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n")),
+        ("two lengths", format!("{post}\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n")),
+        ("one length twice", format!("{post}\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n")),
+        ("lengths in a list", format!("{post}\r\nContent-Length: 0, 0\r\n\r\n")),
+        ("a signed length", format!("{post}\r\nContent-Length: +0\r\n\r\n")),
+        ("a negative length", format!("{post}\r\nContent-Length: -1\r\n\r\n")),
+        ("a length in hexadecimal", format!("{post}\r\nContent-Length: 0x1\r\n\r\n")),
+        ("a length of 2^64", format!("{post}\r\nContent-Length: 18446744073709551616\r\n\r\n")),
+        ("a folded line", format!("{HEALTH}\r\nX: a\r\n b\r\n\r\n")),
+        ("a line folded by a tab", format!("{HEALTH}\r\nX: a\r\n\tb\r\n\r\n")),
+        ("a space before the colon", format!("{HEALTH}\r\nX : a\r\n\r\n")),
+        ("a bare LF", format!("{HEALTH}\nX: a\r\n\r\n")),
+        ("bare LFs alone", "GET /healthz HTTP/1.1\nHost: localhost\n\n".to_owned()),
+        ("a bare CR", format!("{HEALTH}\r\nX: a\rb\r\n\r\n")),
+        ("a NUL", format!("{HEALTH}\r\nX: a\0b\r\n\r\n")),
+        ("a header without a name", format!("{HEALTH}\r\n: a\r\n\r\n")),
+        ("a header without a colon", format!("{HEALTH}\r\nX\r\n\r\n")),
+        ("no version", "GET /healthz\r\nHost: localhost\r\n\r\n".to_owned()),
+        ("another version", "GET /healthz HTTP/1.2\r\nHost: localhost\r\n\r\n".to_owned()),
+        ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),
+        ("an empty line first", format!("\r\n{good}")),
+        ("a space first", format!(" {good}")),
+        ("TLS", "\x16\x03\x01\x02".to_owned()),
+        ("two Hosts", format!("{HEALTH}\r\nHost: localhost\r\n\r\n")),
+        ("no Host", "GET /healthz HTTP/1.1\r\n\r\n".to_owned()),
+        ("a proxy's request", "GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned()),
+        ("CONNECT", "CONNECT localhost:22 HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned()),
+        ("an asterisk", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned()),
+        ("9 KiB of headers", format!("{HEALTH}\r\nX: {}\r\n\r\n", "a".repeat(9 << 10))),
+        ("300 headers", format!("{HEALTH}\r\n{}\r\n", "X: a\r\n".repeat(300))),
+        ("9 KiB of path", format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "a".repeat(9 << 10))),
+    ] {
+        let answer = raw(address, format!("{head}{good}{good}").as_bytes());
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{name}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), usize::from(!answer.is_empty()), "{name}: {answer}");
+    }
+    let lone = format!("{post}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{good}");
+    let answer = raw(address, lone.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 411 ") && answer.matches("HTTP/1.1 ").count() == 1, "{answer}");
+}
+
+#[test]
+fn requests_in_a_row_are_answered_in_a_row_and_each_is_looked_at() {
+    let (_daemon, address) = daemon();
+    let good = format!("{HEALTH}\r\n\r\n");
+    let posted = "POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70\r\n\r\n";
+    let body = format!("{:70}", "GET /readyz HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    let last = format!("{HEALTH}\r\nConnection: close\r\n\r\n");
+    let answers = raw(address, format!("{good}{posted}{body}{good}{last}").as_bytes());
+    let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    // A body that nobody wanted may end the connection; it is never taken for a request.
+    assert!(statuses.starts_with(&["200", "405"]), "{answers}");
+    assert!(statuses[2..].iter().all(|status| *status == "200"), "{answers}");
+
+    let another = "GET /healthz HTTP/1.1\r\nHost: evil.example\r\n\r\n";
+    let answers = raw(address, format!("{good}{another}{good}").as_bytes());
+    let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["200", "403"], "the third is not read: {answers}");
+}
+
+#[test]
+fn a_head_that_comes_in_drips_is_one() {
+    let (_daemon, address) = daemon();
+    let mut stream = connect(address);
+    stream.set_nodelay(true).unwrap();
+    for byte in format!("{HEALTH}\r\nConnection: close\r\n\r\n").bytes() {
+        stream.write_all(&[byte]).unwrap();
+    }
+    assert!(until_closed(&stream).starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+#[test]
+fn browsers_proxies_and_foreign_names_are_not_served() {
+    let (_daemon, address) = daemon();
+    assert_eq!(status(address, HEALTH), "200");
+    for host in ["metadata.google.internal", "metadata", "169.254.169.254", "127.0.0.1:80", "[::1]:80", "LOCALHOST:1"] {
+        assert_eq!(status(address, &format!("GET /healthz HTTP/1.1\r\nHost: {host}")), "200", "{host}");
+    }
+    for host in ["evil.example", "metadata.google.internal.evil.example", "10.0.0.1", "localhost@evil.example", ""] {
+        assert_eq!(status(address, &format!("GET /healthz HTTP/1.1\r\nHost: {host}")), "403", "{host}");
+    }
+    for header in [
+        "X-Forwarded-For: 127.0.0.1",
+        "X-Forwarded-Host: localhost",
+        "Forwarded: for=127.0.0.1",
+        "Via: 1.1 proxy",
+        "X-Real-IP: 127.0.0.1",
+        "Origin: http://localhost",
+        "Origin: null",
+        "Sec-Fetch-Site: same-origin",
+        "Sec-Fetch-Mode: no-cors",
+    ] {
+        assert_eq!(status(address, &format!("{HEALTH}\r\n{header}")), "403", "{header}");
+    }
+    let preflight = "OPTIONS /healthz HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nAccess-Control-Request-Method: GET";
+    let answer = raw(address, format!("{preflight}\r\n\r\n").as_bytes());
+    assert!(!answer.to_lowercase().contains("access-control"), "{answer}");
+}
+
+#[test]
+fn idle_connections_and_slow_drips_keep_nobody_out() {
+    let (daemon, address) = daemon();
+    let idle: Vec<_> = (0..200).map(|_| connect(address)).collect();
+    let drips: Vec<_> = (0..50)
+        .map(|_| {
+            let mut stream = connect(address);
+            let _ = stream.write_all(b"GET /healthz HT");
+            stream
+        })
+        .collect();
+    if nix::unistd::geteuid().is_root() {
+        let script = format!(
+            "exec 3<>/dev/tcp/{}/{}; printf '{HEALTH}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3",
+            address.ip(),
+            address.port()
+        );
+        let output = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c", &script])
+            .output()
+            .unwrap();
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "another user is kept out: {answer}");
+    }
+    // Those of the user's own that say nothing are closed, and then there is room again.
+    for stream in idle.iter().chain(&drips) {
+        assert_eq!(until_closed(stream), "");
+    }
+    assert_eq!(status(address, HEALTH), "200");
+    drop(daemon);
+}
+
+#[test]
+fn a_client_that_exits_before_the_look_up_is_never_served_not_as_root_either() {
+    let (mut daemon, address) = daemon();
+    for _ in 0..10 {
+        daemon.signal(Signal::SIGSTOP);
+        for round in 0..100 {
+            let mut stream = connect(address);
+            stream.write_all(format!("{HEALTH}\r\n\r\n").as_bytes()).unwrap();
+            if round % 2 == 0 {
+                let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+                setsockopt(&stream, sockopt::Linger, &at_once).unwrap();
+            }
+        }
+        daemon.signal(Signal::SIGCONT);
+        assert_eq!(status(address, HEALTH), "200");
+    }
+    let served = daemon.log().matches("answered").count();
+    assert_eq!(served, 10, "{}", daemon.log());
+    assert!(daemon.stop().success());
+}
