@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::mem::discriminant;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,7 +34,16 @@ pub(super) fn compile(
             let what = format!("there are two devices named {}", device.name.get_ref());
             return Err(source.wrong(device.name.span(), "device.name", what, "give each a name of its own"));
         }
-        devices.push(one(Scope { source, folders }, state_dir, device)?);
+        let name = device.name.span();
+        let device = one(Scope { source, folders }, state_dir, device)?;
+        if let Some(other) = devices.iter().find(|other| may_be_one(other, &device)) {
+            let what =
+                format!("{} and {} may be one token: a wrong PIN would be tried by each", other.name, device.name);
+            let remedy =
+                "give one device more sessions; tell two tokens of one module apart both by label, or both by serial";
+            return Err(source.wrong(name, "device.token", what, remedy));
+        }
+        devices.push(device);
     }
     Ok(devices)
 }
@@ -49,6 +59,15 @@ fn one(scope: Scope<'_>, state_dir: &StateDir, device: Device) -> Result<DeviceC
         Kind::Tpm => DeviceKind::Tpm(scope.tpm(device, parent(state_dir, &name)?)?),
     };
     Ok(DeviceConfig { name, kind, call_limit, queue, latch_file, sandbox })
+}
+
+/// Whether two devices may be one token, as far as can be told without asking it: a label, a serial number and a slot may be
+/// the same one's.
+fn may_be_one(one: &DeviceConfig, other: &DeviceConfig) -> bool {
+    let (DeviceKind::Pkcs11(one), DeviceKind::Pkcs11(other)) = (&one.kind, &other.kind) else { return false };
+    let real = |module: &PathBuf| fs::canonicalize(module).unwrap_or_else(|_| module.clone());
+    let is_told_apart = discriminant(&one.token) == discriminant(&other.token) && one.token != other.token;
+    real(&one.module) == real(&other.module) && one.environment == other.environment && !is_told_apart
 }
 
 /// Where things were written and where files are looked up.

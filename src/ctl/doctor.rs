@@ -189,7 +189,8 @@ fn tpm_devices() -> Vec<PathBuf> {
 /// Opens a device, and compares the keys in it with the keyring.
 fn of_device(global: &Global, config: &Config, name: &KeyId) -> Result<Vec<Finding>, Failure> {
     let configured = device::prepare(global, config, name)?;
-    if let (DeviceKind::Tpm(_), Ok(true)) = (&configured.kind, status::daemon(&config.listen.grpc)) {
+    let in_use = || status::daemon(&config.listen.grpc).is_ok_and(|daemon| daemon.serving);
+    if matches!(configured.kind, DeviceKind::Tpm(_)) && in_use() {
         // Without a resource manager, two that use one TPM throw out each other's keys. A daemon that can't sign loses nothing.
         return Ok(vec![Finding::good(format!("device {name}: in the hands of signetd, and left alone"))]);
     }
@@ -284,8 +285,8 @@ fn of_policy(config: &Config) -> Vec<Finding> {
 
 fn of_socket(socket: &Path) -> Vec<Finding> {
     match status::daemon(socket) {
-        Ok(true) => vec![Finding::good(format!("signetd serves at {}", socket.display()))],
-        Ok(false) => vec![Finding::bad(
+        Ok(daemon) if daemon.serving => vec![Finding::good(format!("signetd serves at {}", socket.display()))],
+        Ok(_) => vec![Finding::bad(
             format!("signetd is up at {}, but no account can sign", socket.display()),
             format!("mend what stands above; {}", client::LOG),
         )],

@@ -4,9 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
+use tonic::Response;
 
 use super::device::{CONFIGURED, place, state};
 use super::failure::{Exit, Failure};
@@ -14,7 +12,10 @@ use super::{Global, client, date, key, table};
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::device::DeviceConfig;
+use crate::key::KeyId;
 use crate::keyring::{KeyState, Keyring};
+use crate::proto::signer_client::SignerClient;
+use crate::proto::{DeviceState, DeviceStatus, GetStatusRequest, GetStatusResponse};
 
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let socket = global.socket()?;
@@ -30,44 +31,42 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         }
     };
     let state = match &daemon {
-        Ok(true) => "serving".to_owned(),
-        Ok(false) => "up, but no account can sign now".to_owned(),
+        Ok(told) if told.serving => "serving".to_owned(),
+        Ok(told) if told.cause.is_empty() => "up, but no account can sign now".to_owned(),
+        Ok(told) => format!("up, but {}; try: {}", told.cause, told.remedy),
         Err(failure) => failure.to_string(),
     };
     let (mut text, mut json) = (vec![format!("signetd at {}: {state}", socket.display())], json!({}));
+    let told = daemon.as_ref().ok();
     if let Some(config) = &config {
-        // Nothing can sign: neither can the devices of the keys that should.
-        let away = matches!(daemon, Ok(false));
-        json = described(config, &keyring, away);
-        text.push(devices(config, &keyring, away));
-        text.push(keys(config, &keyring, matches!(daemon, Ok(true))));
+        json = described(config, &keyring, told);
+        text.push(devices(config, told));
+        text.push(keys(config, &keyring, told));
     }
+    let serving = told.is_some_and(|told| told.serving);
     if let Some(json) = json.as_object_mut() {
-        json.insert("healthy".to_owned(), matches!(daemon, Ok(true)).into());
+        json.insert("healthy".to_owned(), serving.into());
         json.insert("daemon".to_owned(), json!({ "socket": socket, "state": state }));
     }
     global.show(&json, text.join("\n\n"))?;
-    match daemon {
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            Err(Failure::with(Exit::Unavailable, "signetd can't sign for any account now").hint("signetctl doctor"))
-        }
-        Err(failure) => Err(failure),
+    daemon?;
+    if serving {
+        return Ok(());
     }
+    Err(Failure::with(Exit::Unavailable, "signetd can't sign for any account now").hint("signetctl doctor"))
 }
 
-/// Whether the daemon says that it can sign.
-pub(super) fn daemon(socket: &Path) -> Result<bool, Failure> {
+/// How the daemon says that it and its devices are.
+pub(super) fn daemon(socket: &Path) -> Result<GetStatusResponse, Failure> {
     client::block_on(async {
-        let mut client = HealthClient::new(client::connect(socket).await?);
-        let answer = client.check(HealthCheckRequest { service: String::new() }).await;
-        let answer = answer.map_err(|status| client::explained(&status, socket))?.into_inner();
-        Ok(answer.status() == ServingStatus::Serving)
+        let mut client = SignerClient::new(client::connect(socket).await?);
+        let answer = client.get_status(GetStatusRequest {}).await;
+        answer.map(Response::into_inner).map_err(|status| client::explained(&status, socket))
     })
 }
 
 /// What is worth knowing about when a key's certificate ends.
-pub(super) fn expiry_note(config: &Config, kid: &crate::key::KeyId) -> (String, bool) {
+pub(super) fn expiry_note(config: &Config, kid: &KeyId) -> (String, bool) {
     let Some(expires) = key::expiry(config, kid) else {
         return ("no certificate".to_owned(), true);
     };
@@ -75,35 +74,46 @@ pub(super) fn expiry_note(config: &Config, kid: &crate::key::KeyId) -> (String, 
     (format!("{}{}", date(expires), if soon { " (soon)" } else { "" }), soon)
 }
 
-/// A device's state as its files tell it, or as the daemon does.
-fn known(device: &DeviceConfig, keyring: &Keyring, away: bool) -> &'static str {
-    let has_active_key = || keyring.keys.iter().any(|key| key.device == device.name && key.state == KeyState::Active);
-    match state(device) {
-        CONFIGURED if away && has_active_key() => "away: signetctl doctor",
-        state => state,
+/// A device as the daemon knows it.
+fn told_of<'a>(told: Option<&'a GetStatusResponse>, name: &KeyId) -> Option<&'a DeviceStatus> {
+    told?.devices.iter().find(|device| device.name == name.as_str())
+}
+
+/// A device's state as its files tell it, or else as the daemon does.
+fn known(device: &DeviceConfig, told: Option<&GetStatusResponse>) -> &'static str {
+    match (state(device), told.map(|_| told_of(told, &device.name).map(DeviceStatus::state))) {
+        (CONFIGURED, Some(Some(DeviceState::Ready))) => "ready",
+        (CONFIGURED, Some(Some(DeviceState::Down))) => "down",
+        (CONFIGURED, Some(Some(_))) => "being opened",
+        (CONFIGURED, Some(None)) => "unknown to signetd: reload it",
+        (of_files, _) => of_files,
     }
 }
 
-fn devices(config: &Config, keyring: &Keyring, away: bool) -> String {
+fn devices(config: &Config, told: Option<&GetStatusResponse>) -> String {
     let mut rows = vec![["DEVICE", "KIND", "WHERE", "STATE"].map(str::to_owned).to_vec()];
     for device in &config.devices {
         let (kind, place) = place(device);
-        rows.push([device.name.as_str(), kind, &place, known(device, keyring, away)].map(str::to_owned).to_vec());
+        rows.push([device.name.as_str(), kind, &place, known(device, told)].map(str::to_owned).to_vec());
     }
-    table(&rows)
+    let down = told.into_iter().flat_map(|told| &told.devices).filter(|device| !device.cause.is_empty());
+    let causes = down.map(|device| format!("\n{}: {}\n  try: {}", device.name, device.cause, device.remedy));
+    table(&rows) + &causes.collect::<String>()
 }
 
-fn keys(config: &Config, keyring: &Keyring, serving: bool) -> String {
+fn keys(config: &Config, keyring: &Keyring, told: Option<&GetStatusResponse>) -> String {
+    let is_ready = |name: &KeyId| told_of(told, name).is_some_and(|device| device.state() == DeviceState::Ready);
     let mut rows = vec![["ACCOUNT", "KID", "DEVICE", "STATE", "CERTIFICATE EXPIRES"].map(str::to_owned).to_vec()];
     for account in config.policy.accounts() {
         let mut of_account = keyring.keys.iter().filter(|key| key.account == account.email).peekable();
         if of_account.peek().is_none() {
             rows.push([account.email.as_str(), "no key: signetctl key generate"].map(str::to_owned).to_vec());
         }
-        let signing = keyring.active(&account.email).first().map(|key| key.kid.clone());
+        let active = keyring.active(&account.email);
+        let signing = active.iter().find(|key| is_ready(&key.device)).map(|key| key.kid.clone());
         for key in of_account {
             let state = match key.state {
-                KeyState::Active if serving && signing.as_ref() == Some(&key.kid) => "active, signs",
+                KeyState::Active if signing.as_ref() == Some(&key.kid) => "active, signs",
                 KeyState::Active => "active",
                 KeyState::Prepared => "prepared",
                 KeyState::Retired => "retired",
@@ -116,12 +126,16 @@ fn keys(config: &Config, keyring: &Keyring, serving: bool) -> String {
     table(&rows)
 }
 
-fn described(config: &Config, keyring: &Keyring, away: bool) -> serde_json::Value {
-    let devices: Vec<_> = config
-        .devices
-        .iter()
-        .map(|device| json!({ "name": device.name, "kind": place(device).0, "where": place(device).1, "state": known(device, keyring, away) }))
-        .collect();
+fn described(config: &Config, keyring: &Keyring, told: Option<&GetStatusResponse>) -> serde_json::Value {
+    let device = |device: &DeviceConfig| {
+        let (kind, place) = place(device);
+        let trouble = told_of(told, &device.name).filter(|told| !told.cause.is_empty());
+        json!({
+            "name": device.name, "kind": kind, "where": place, "state": known(device, told),
+            "cause": trouble.map(|told| &told.cause), "remedy": trouble.map(|told| &told.remedy),
+        })
+    };
+    let devices: Vec<_> = config.devices.iter().map(device).collect();
     let keys = |email: &AccountEmail| {
         let of_account = keyring.keys.iter().filter(|key| key.account == *email);
         of_account

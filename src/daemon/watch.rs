@@ -40,11 +40,19 @@ struct Seen {
     /// The checks on their way, and which of them is still wanted for a key.
     checking: JoinSet<(Arc<Key>, Result<(), DeviceError>)>,
     wanted: BTreeMap<KeyId, task::Id>,
+    /// The last signatures of each device.
+    pulses: BTreeMap<KeyId, Pulse>,
     can_sign: bool,
     /// Whether the supervisor was told that we are ready.
     ready: bool,
     /// What it was told last.
     status: String,
+}
+
+/// How many signatures a device has made, and since when no more.
+struct Pulse {
+    signatures: u64,
+    since: Instant,
 }
 
 /// What changes when a file is replaced or rewritten: device, inode, length, time of change in seconds and nanoseconds.
@@ -84,6 +92,7 @@ impl Watch {
                 self.follow_keyring(&mut seen).await;
                 self.follow_devices(&mut seen);
                 self.check_keys(&mut seen);
+                self.feel_pulses(&mut seen);
                 self.report(&mut seen).await;
                 self.tell_supervisor(&mut seen, started);
             }
@@ -169,10 +178,16 @@ impl Watch {
             log_health(name, &now.1);
             seen.devices.insert(name.clone(), now);
             // A device that came back may be another one.
-            for key in self.signer.keyring().keys().iter().filter(|key| key.device() == name) {
-                seen.checks.remove(key.kid());
-                seen.wanted.remove(key.kid());
-            }
+            self.doubt(name, seen);
+        }
+    }
+
+    /// Has every key of a device prove itself again.
+    fn doubt(&self, device: &KeyId, seen: &mut Seen) {
+        for key in self.signer.keyring().keys().iter().filter(|key| key.device() == device) {
+            seen.checks.remove(key.kid());
+            seen.wanted.remove(key.kid());
+            key.shaken();
         }
     }
 
@@ -186,12 +201,32 @@ impl Watch {
             if sound || seen.wanted.contains_key(key.kid()) {
                 continue;
             }
-            let (kid, key) = (key.kid().clone(), Arc::clone(key));
-            let check = async move {
-                let outcome = key.check(Instant::now() + CHECK_LIMIT).await;
-                (key, outcome)
-            };
-            seen.wanted.insert(kid, seen.checking.spawn(check).id());
+            seen.check(key);
+        }
+    }
+
+    /// Has each device that has signed nothing for a while sign: only that shows that it does. One that does not in time is
+    /// no more relied on.
+    fn feel_pulses(&self, seen: &mut Seen) {
+        let now = Instant::now();
+        for (name, handle) in &self.devices {
+            let (signatures, service_time) = (handle.figures().signatures, handle.figures().service_time);
+            let pulse = seen.pulses.entry(name.clone()).or_insert(Pulse { signatures, since: now });
+            if pulse.signatures != signatures || handle.health() != Health::Ready {
+                *pulse = Pulse { signatures, since: now };
+                continue;
+            }
+            let silence = now - pulse.since;
+            let pause = PROBE.max(service_time * PROBE_SHARE);
+            let keyring = self.signer.keyring();
+            let Some(key) = keyring.keys().iter().find(|key| key.device() == name && key.is_active()) else { continue };
+            if silence >= pause && !seen.wanted.contains_key(key.kid()) {
+                seen.check(key);
+            }
+            if silence >= pause + PROBE_LIMIT && key.is_proven() {
+                tracing::warn!(device = %name, "the device has not answered for {} ms", silence.as_millis());
+                key.shaken();
+            }
         }
     }
 
@@ -211,6 +246,15 @@ impl Watch {
 }
 
 impl Seen {
+    fn check(&mut self, key: &Arc<Key>) {
+        let (kid, key) = (key.kid().clone(), Arc::clone(key));
+        let check = async move {
+            let outcome = key.check(Instant::now() + CHECK_LIMIT).await;
+            (key, outcome)
+        };
+        self.wanted.insert(kid, self.checking.spawn(check).id());
+    }
+
     /// Takes the outcome of a check, unless the keyring or the device has become another one since it began.
     fn checked(&mut self, check: task::Id, key: &Key, outcome: Result<(), DeviceError>) {
         if self.wanted.get(key.kid()) != Some(&check) {
@@ -270,7 +314,7 @@ fn log_health(device: &KeyId, health: &Health) {
         Health::Starting => tracing::debug!(%device, "the device is being opened"),
         Health::Ready => tracing::info!(%device, "the device is ready"),
         Health::Down(error) => {
-            tracing::error!(%device, cause = %error, remedy = remedy(error), "the device can't be used");
+            tracing::error!(%device, cause = %error, remedy = error.remedy(), "the device can't be used");
         }
     }
 }
@@ -280,27 +324,9 @@ fn log_check(key: &Key, checked: &Result<(), DeviceError>) {
     match checked {
         Ok(()) => tracing::info!(%kid, %device, "the key is in its device"),
         Err(error @ DeviceError::Permanent(_)) => {
-            tracing::error!(%kid, %device, cause = %error, remedy = remedy(error), "the key can't be used");
+            tracing::error!(%kid, %device, cause = %error, remedy = error.remedy(), "the key can't be used");
         }
         Err(error) => tracing::warn!(%kid, %device, cause = %error, "could not check the key; trying again"),
-    }
-}
-
-/// What an operator does about it.
-fn remedy(error: &DeviceError) -> &'static str {
-    match error {
-        DeviceError::Transient(_) | DeviceError::Away(_) | DeviceError::Overloaded { .. } | DeviceError::Late => {
-            "nothing: signetd goes on as soon as the device is back"
-        }
-        DeviceError::PinRefused(_) => "correct the PIN file, then: signetctl device unlatch",
-        DeviceError::Permanent(_) => {
-            "bring back the device that holds this key, or retire the key: signetctl key retire"
-        }
-        DeviceError::Misconfigured(_) => {
-            "correct what it says; a change of the configuration needs a restart of signetd"
-        }
-        DeviceError::Integrity(_) => "do not trust this device before you know why",
-        DeviceError::Unsupported(_) => "use a key that the device can sign with",
     }
 }
 
@@ -318,7 +344,12 @@ pub(super) fn stamp(state_dir: &StateDir) -> Option<Stamp> {
     Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(500);
+/// A device that has signed nothing for so long is asked to, but no oftener than leaves it so many times as long as that takes.
+const PROBE: Duration = Duration::from_millis(500);
+const PROBE_SHARE: u32 = 20;
+/// How long it may take then.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// A confined daemon has the file open to it, not the folder.
 const REPLACED: &str = "correct it in the file that was there at the start: its folder holds a PIN, so no other file in it can be read; or restart signetd";
 /// How long a start waits for a device before the supervisor is told that it goes without.

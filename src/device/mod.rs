@@ -254,6 +254,25 @@ pub enum DeviceError {
     Late,
 }
 
+impl DeviceError {
+    /// What an operator of the daemon does about it.
+    #[must_use]
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::Transient(_) | Self::Away(_) | Self::Overloaded { .. } | Self::Late => {
+                "nothing: signetd goes on as soon as the device is back"
+            }
+            Self::PinRefused(_) => "correct the PIN file, then: signetctl device unlatch",
+            Self::Permanent(_) => "bring back the device that holds this key, or retire the key: signetctl key retire",
+            Self::Misconfigured(_) => {
+                "correct what it says; after a change of the configuration: reload signetd (SIGHUP)"
+            }
+            Self::Integrity(_) => "do not trust this device before you know why",
+            Self::Unsupported(_) => "use a key that the device can sign with",
+        }
+    }
+}
+
 /// Keeps what is secret in this process out of core files, and out of reach of this user's debuggers.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::trust::{self, Untrusted};
 pub struct Listener {
     socket: UnixListener,
     connections: Connections,
-    told: Told,
+    told: Arc<Told>,
     /// None where a supervisor bound it, which keeps it.
     _bound: Option<Bound>,
 }
@@ -106,7 +107,7 @@ impl Listener {
         let metadata = fs::symlink_metadata(path).map_err(io)?;
         let inode = (metadata.dev(), metadata.ino());
         let bound = Bound { path: path.to_owned(), inode, _lock: lock };
-        Ok(Self { socket, connections: Connections::default(), told: Told::default(), _bound: Some(bound) })
+        Ok(Self { socket, connections: Connections::default(), told: Arc::default(), _bound: Some(bound) })
     }
 
     /// Takes a socket that a supervisor has bound; `path` is where clients are told to look for it. Needs a tokio runtime.
@@ -121,7 +122,7 @@ impl Listener {
         }
         socket.set_nonblocking(true).map_err(io)?;
         let socket = UnixListener::from_std(socket).map_err(io)?;
-        Ok(Self { socket, connections: Connections::default(), told: Told::default(), _bound: None })
+        Ok(Self { socket, connections: Connections::default(), told: Arc::default(), _bound: None })
     }
 
     /// The next connection within the limits. Connections beyond them are closed at once.
@@ -158,8 +159,8 @@ impl Listener {
             }
             return None;
         };
-        let idle = Box::pin(tokio::time::sleep(FIRST_BYTES));
-        Some(Connection { stream, caller, idle, _place: place })
+        let (patience, awaited) = (Box::pin(tokio::time::sleep(FIRST_REQUEST)), Awaited::FirstRequest);
+        Some(Connection { stream, caller, awaited, patience, told: Arc::clone(&self.told), _place: place })
     }
 }
 
@@ -222,13 +223,26 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// An admitted connection: knows its peer, and ends when nothing moves for too long.
+/// An admitted connection: knows its peer, and ends when what is awaited of it does not come.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
     caller: Caller,
-    idle: Pin<Box<Sleep>>,
+    awaited: Awaited,
+    patience: Pin<Box<Sleep>>,
+    told: Arc<Told>,
     _place: Place,
+}
+
+/// What is awaited of a peer, which says how long it may take. Whoever understands what it sends says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// Its first request, whatever it says before.
+    FirstRequest,
+    /// The rest of what it has begun; each such thing has another number.
+    RestOf(u64),
+    /// Another request, or an answer to be taken.
+    Anything,
 }
 
 impl Connection {
@@ -245,11 +259,27 @@ impl Connection {
     /// Takes note of what the peer runs. That took its time: the peer's begins now.
     pub(super) fn learnt(&mut self, unit: Option<String>, executable: Option<Executable>) {
         (self.caller.unit, self.caller.executable) = (unit, executable);
-        self.idle.as_mut().reset(Instant::now() + FIRST_BYTES);
+        self.patience.as_mut().reset(Instant::now() + FIRST_REQUEST);
     }
 
-    fn moved(&mut self) {
-        self.idle.as_mut().reset(Instant::now() + IDLE);
+    /// Something has moved, and now this is awaited: time runs anew unless it is what was awaited before.
+    pub(super) fn wait_for(&mut self, awaited: Awaited) {
+        let patience = match awaited {
+            Awaited::Anything => IDLE,
+            same if same == self.awaited => return,
+            Awaited::FirstRequest => FIRST_REQUEST,
+            Awaited::RestOf(_) => REST,
+        };
+        self.awaited = awaited;
+        self.patience.as_mut().reset(Instant::now() + patience);
+    }
+
+    /// The error that closes it for what its peer does, which the log is told.
+    pub(super) fn close(&self, offence: &'static str) -> io::Error {
+        if self.told.may_tell() {
+            tracing::warn!(uid = self.caller.uid, pid = self.caller.pid, "closed a connection: {offence}");
+        }
+        io::ErrorKind::ConnectionAborted.into()
     }
 }
 
@@ -257,20 +287,15 @@ impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if read.is_ready() {
-            self.moved();
             return read;
         }
-        self.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        self.patience.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if written.is_ready() {
-            self.moved();
-        }
-        written
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -286,11 +311,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        if written.is_ready() {
-            self.moved();
-        }
-        written
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -298,7 +319,8 @@ impl AsyncWrite for Connection {
     }
 }
 
-const FIRST_BYTES: Duration = Duration::from_secs(5);
+const FIRST_REQUEST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -24,6 +25,7 @@ pub type Devices = BTreeMap<KeyId, Handle>;
 pub struct LiveKeyring {
     /// The newest active one first, then the others in the order of the file.
     keys: Vec<Arc<Key>>,
+    devices: Devices,
 }
 
 /// One key.
@@ -41,6 +43,16 @@ pub struct Key {
     handle: Option<Handle>,
     /// Why it is not to be used, as its device last told.
     fault: ArcSwapOption<DeviceError>,
+    standing: Standing,
+}
+
+/// What is known of how a key signs.
+#[derive(Debug, Default)]
+struct Standing {
+    /// It has signed since its device was opened, and the signature verified: nothing less shows that it does.
+    proven: AtomicBool,
+    /// When it last could not sign, or its device was opened.
+    shaken: Mutex<Option<Instant>>,
 }
 
 impl LiveKeyring {
@@ -52,7 +64,7 @@ impl LiveKeyring {
         let mut records = keyring::Keyring::load(state_dir)?.keys;
         records.sort_by_key(|record| (record.state != KeyState::Active, std::cmp::Reverse(record.activated)));
         let keys = records.into_iter().map(|record| Arc::new(Key::of(record, state_dir, devices))).collect();
-        Ok(Self { keys })
+        Ok(Self { keys, devices: devices.clone() })
     }
 
     /// Every key.
@@ -61,12 +73,29 @@ impl LiveKeyring {
         &self.keys
     }
 
-    /// The active keys of an account in the order to try them: those that can sign now first, of these the newest first.
+    /// The devices of the configuration that it was loaded with.
+    #[must_use]
+    pub const fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// The active keys of an account in the order to try them: those that can sign now first, of these those that have been
+    /// steady, so that a device that comes and goes is not gone back to at once; of these the newest first.
     pub(super) fn active(&self, account: &AccountEmail) -> Vec<Arc<Key>> {
         let mut keys: Vec<_> =
             self.keys.iter().filter(|key| key.is_active() && key.account == *account).cloned().collect();
-        keys.sort_by_key(|key| !key.can_sign());
+        keys.sort_by_cached_key(|key| (!key.can_sign(), !key.is_steady()));
         keys
+    }
+
+    /// Knows of the keys that it shares with the one before what that knew.
+    pub(super) fn follow(&self, before: &Self) {
+        for key in &self.keys {
+            if let Some(old) = before.keys.iter().find(|old| old.is_same(key) && old.device == key.device) {
+                key.standing.proven.store(old.is_proven(), Ordering::Relaxed);
+                *key.standing.shaken() = *old.standing.shaken();
+            }
+        }
     }
 
     /// The keys of an account for whoever verifies: all but those retired for so long that nothing they signed lives.
@@ -87,8 +116,21 @@ impl Key {
         let retired = (state == KeyState::Retired)
             .then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(retired.unwrap_or_default()));
         let (public_key, locator) = (Arc::new(public_key), Arc::new(locator));
-        let fault = ArcSwapOption::empty();
-        Self { kid, account, algorithm, state, retired, public_key, locator, certificate, device, handle, fault }
+        let (fault, standing) = (ArcSwapOption::empty(), Standing::default());
+        Self {
+            kid,
+            account,
+            algorithm,
+            state,
+            retired,
+            public_key,
+            locator,
+            certificate,
+            device,
+            handle,
+            fault,
+            standing,
+        }
     }
 
     /// Its id.
@@ -151,6 +193,22 @@ impl Key {
         self.is_active() && self.handle.as_ref().is_some_and(ready) && self.fault.load().is_none()
     }
 
+    /// Whether it can sign now, and has shown it since its device was opened.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.can_sign() && self.standing.proven.load(Ordering::Relaxed)
+    }
+
+    /// Its device was lost or opened: it has to prove itself, and is not preferred before it has been steady.
+    pub fn shaken(&self) {
+        self.standing.proven.store(false, Ordering::Relaxed);
+        *self.standing.shaken() = Some(Instant::now());
+    }
+
+    fn is_steady(&self) -> bool {
+        self.standing.shaken().is_none_or(|shaken| shaken.elapsed() >= STEADY)
+    }
+
     /// Why it is not to be used, where a check or a signature told.
     #[must_use]
     pub fn fault(&self) -> Option<Arc<DeviceError>> {
@@ -169,7 +227,10 @@ impl Key {
             checked = self.prove(handle, deadline).await;
         }
         match &checked {
-            Ok(()) => self.fault.store(None),
+            Ok(()) => {
+                self.fault.store(None);
+                self.standing.proven.store(true, Ordering::Relaxed);
+            }
             Err(error @ DeviceError::Permanent(_)) => self.fault.store(Some(Arc::new(error.clone()))),
             // The device's trouble, not the key's.
             Err(_) => {}
@@ -205,17 +266,30 @@ impl Key {
         }
         let (locator, public_key) = (Arc::clone(&self.locator), Arc::clone(&self.public_key));
         let signed = handle.sign(SignRequest { locator, public_key, algorithm, digest, deadline, uid }).await;
-        // Over another algorithm, which a caller chose, the device says nothing about the key.
-        if let Err(error @ DeviceError::Permanent(_)) = &signed
-            && algorithm == self.algorithm
-        {
-            self.fault.store(Some(Arc::new(error.clone())));
+        match &signed {
+            Ok(_) => self.standing.proven.store(true, Ordering::Relaxed),
+            // Over another algorithm, which a caller chose, the device says nothing about the key.
+            Err(error @ DeviceError::Permanent(_)) if algorithm == self.algorithm => {
+                self.fault.store(Some(Arc::new(error.clone())));
+            }
+            Err(_) => {}
         }
         signed
     }
 
+    /// How many signatures its device has made: where it makes none, it hangs.
+    pub(super) fn signatures(&self) -> u64 {
+        self.handle.as_ref().map_or(0, |handle| handle.figures().signatures)
+    }
+
     fn no_device(&self) -> DeviceError {
         DeviceError::Misconfigured(format!("the key's device {} is not in signetd's configuration", self.device))
+    }
+}
+
+impl Standing {
+    fn shaken(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.shaken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -234,5 +308,7 @@ fn certificate_of(kid: &KeyId, public_key: &PublicKey, state_dir: &StateDir) -> 
         .ok()
 }
 
+/// How long a device must have been well before it is gone back to, while another one signs.
+const STEADY: Duration = Duration::from_secs(10);
 /// Nothing that SignJwt makes lives longer than 12 hours; an hour more for clocks and caches.
 const RETIRED_FOR: Duration = Duration::from_secs(13 * 3600);

@@ -11,9 +11,10 @@ mod keyring;
 mod minting;
 mod rate;
 mod request;
+mod status;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -31,6 +32,7 @@ pub use keyring::{Devices, Key, LiveKeyring};
 use rate::Rules;
 use request::Body;
 pub use request::{Bytes, JwtBody};
+pub use status::{DeviceState, DeviceStatus, Status};
 
 /// What a daemon signs with: policy and keyring can be swapped while it runs.
 #[derive(Debug)]
@@ -172,18 +174,29 @@ impl Signer {
         prepare: impl Fn(&Key) -> Result<ToSign<T>, SignError>,
     ) -> Result<(Arc<Key>, ToSign<T>, Signature), SignError> {
         let mut failure = SignError::no_key();
-        for key in self.keyring.load().active(&permit.account().email) {
+        let mut keys = self.keyring.load().active(&permit.account().email).into_iter().peekable();
+        while let Some(key) = keys.next() {
             let to_sign = prepare(&key)?;
             let ToSign { algorithm, digest, .. } = to_sign;
             if algorithm.key_type() != key.algorithm().key_type() {
                 return Err(SignError::invalid("algorithm", format!("this account's key can't sign {algorithm}")));
             }
             record.signing(key.kid(), key.device(), &digest);
-            match key.sign(algorithm, digest, call.deadline, call.caller.uid).await {
+            // While another can sign, a device that hangs has only a part of the time.
+            let deadline = match keys.peek() {
+                Some(next) if next.can_sign() => share_of(call.deadline),
+                _ => call.deadline,
+            };
+            let before = key.signatures();
+            match key.sign(algorithm, digest, deadline, call.caller.uid).await {
                 Ok(signature) => return Ok((key, to_sign, signature)),
                 Err(error) => failure = error.into(),
             }
-            if !failure.is_of_one_device() {
+            let hung = failure == SignError::Late && deadline < call.deadline;
+            if failure.is_of_one_device() || (hung && key.signatures() == before) {
+                key.shaken();
+            }
+            if !failure.is_of_one_device() && !hung {
                 break;
             }
         }
@@ -244,12 +257,12 @@ impl Signer {
         Ok(self.keyring.load().published(&email, SystemTime::now()))
     }
 
-    /// Whether any account can sign now.
+    /// Whether any account can sign now, as one of its keys has shown.
     #[must_use]
     pub fn can_sign(&self) -> bool {
         let rules = self.rules.load();
         let configured = |key: &Key| rules.policy.account(key.account()).is_some();
-        self.audit.is_writable() && self.keyring.load().keys().iter().any(|key| key.can_sign() && configured(key))
+        self.audit.is_writable() && self.keyring.load().keys().iter().any(|key| key.is_proven() && configured(key))
     }
 
     /// The keyring as it is now.
@@ -278,6 +291,7 @@ impl Signer {
 
     /// Takes another keyring; requests on their way keep the old one.
     pub fn set_keyring(&self, keyring: LiveKeyring) {
+        keyring.follow(&self.keyring.load());
         self.keyring.store(Arc::new(keyring));
         self.forget();
     }
@@ -300,3 +314,12 @@ impl Signer {
         self.cache.figures()
     }
 }
+
+/// What a device may have of the time until a deadline where another one can sign instead: half of it, and not more than is
+/// spent with a device that works.
+fn share_of(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + (deadline.saturating_duration_since(now) / 2).min(PATIENCE)
+}
+
+const PATIENCE: Duration = Duration::from_secs(2);

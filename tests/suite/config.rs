@@ -259,6 +259,27 @@ fn two_devices_of_one_name() {
     assert_says(&refused("[[account]]", second), &["line 12: device.name: there are two devices named hsm", "try: "]);
 }
 
+/// Each device has a latch of its own: a wrong PIN of a token with two would be tried twice.
+#[test]
+fn one_token_is_no_two_devices() {
+    let second = |module: &str, rest: &str| {
+        let folder = Folder::new();
+        symlink(folder.path("module.so"), folder.path("link.so")).unwrap();
+        let module = folder.path(module).display().to_string();
+        let device =
+            format!("[[device]]\nname = \"other\"\nkind = \"pkcs11\"\nmodule = \"{module}\"\n{rest}\n[[account]]");
+        folder.load(&folder.text().replace("[[account]]", &device)).map_err(|error| error.to_string())
+    };
+    for same in [r#"token = "signet""#, r#"token = "serial:1""#, r#"token = "slot:1""#] {
+        for module in ["module.so", "link.so"] {
+            let refusal = second(module, same).unwrap_err();
+            assert!(refusal.contains("hsm and other may be one token"), "{same}: {refusal}");
+        }
+    }
+    assert!(second("module.so", r#"token = "another""#).is_ok());
+    assert!(second("module.so", "token = \"signet\"\nenvironment = { TOKENS = \"elsewhere\" }").is_ok());
+}
+
 #[test]
 fn a_device_name_that_is_no_file_name() {
     for name in ["../hsm", "", ".hsm", "h s m"] {

@@ -12,8 +12,9 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
+use super::conduct::Conduct;
 use crate::access::Caller;
-use crate::front::listen::Connection;
+use crate::front::listen::{Awaited, Connection};
 
 /// A connection whose authorities are ones.
 pub(super) struct Mended {
@@ -24,6 +25,13 @@ pub(super) struct Mended {
 impl Mended {
     pub(super) fn new(connection: Connection) -> Self {
         Self { connection, frames: Frames::new() }
+    }
+
+    /// Something was answered: the client may take its time again, unless it is in the middle of a frame.
+    fn note(&mut self, written: &Poll<io::Result<usize>>) {
+        if written.is_ready() {
+            self.connection.wait_for(self.frames.awaited());
+        }
     }
 }
 
@@ -39,8 +47,13 @@ impl AsyncRead for Mended {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.connection).poll_read(cx, buffer);
-        if let Some(new) = buffer.filled_mut().get_mut(before..) {
-            self.frames.mend(new);
+        let Self { connection, frames } = &mut *self;
+        if let Some(new) = buffer.filled_mut().get_mut(before..).filter(|new| !new.is_empty()) {
+            frames.mend(new);
+            if let Some(offence) = frames.conduct.offence() {
+                return Poll::Ready(Err(connection.close(offence)));
+            }
+            connection.wait_for(frames.awaited());
         }
         read
     }
@@ -48,7 +61,9 @@ impl AsyncRead for Mended {
 
 impl AsyncWrite for Mended {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.connection).poll_write(cx, bytes);
+        self.note(&written);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -64,7 +79,9 @@ impl AsyncWrite for Mended {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.connection).poll_write_vectored(cx, slices);
+        self.note(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -83,14 +100,42 @@ struct Frames {
     padding: usize,
     header: Vec<u8>,
     fields: Fields,
+    /// A request has begun whose fields go on in another frame.
+    continued: bool,
+    /// Whether there was ever a request.
+    asked: bool,
+    /// How many frames have begun.
+    begun: u64,
+    conduct: Conduct,
     /// What follows makes no sense to us.
     lost: bool,
 }
 
 impl Frames {
     fn new() -> Self {
-        let header = Vec::with_capacity(FRAME_HEADER);
-        Self { skip: PREFACE.len(), padded: false, block: 0, padding: 0, header, fields: Fields::Start, lost: false }
+        Self {
+            skip: PREFACE.len(),
+            padded: false,
+            block: 0,
+            padding: 0,
+            header: Vec::with_capacity(FRAME_HEADER),
+            fields: Fields::Start,
+            continued: false,
+            asked: false,
+            begun: 0,
+            conduct: Conduct::new(),
+            lost: false,
+        }
+    }
+
+    /// What the client is to send next.
+    fn awaited(&self) -> Awaited {
+        let between = self.skip == 0 && self.block == 0 && !self.padded && !self.continued && self.header.is_empty();
+        match (self.asked, between) {
+            (false, _) => Awaited::FirstRequest,
+            (true, false) => Awaited::RestOf(self.begun),
+            (true, true) => Awaited::Anything,
+        }
     }
 
     fn mend(&mut self, mut bytes: &mut [u8]) {
@@ -135,11 +180,15 @@ impl Frames {
 
     /// Begins a frame of this length.
     fn begin(&mut self, length: usize, kind: u8, flags: u8) {
+        self.begun += 1;
+        self.conduct.frame(kind, flags, length);
         if kind != HEADERS && kind != CONTINUATION {
             self.skip = length;
             return;
         }
         let headers = kind == HEADERS;
+        self.asked = true;
+        self.continued = flags & END_HEADERS == 0;
         self.padded = headers && flags & PADDED != 0;
         self.skip = if headers && flags & PRIORITY != 0 { 5 } else { 0 };
         let before = self.skip + usize::from(self.padded);
@@ -248,6 +297,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER: usize = 9;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 const AUTHORITY: &[u8] = b":authority";

@@ -1,6 +1,7 @@
 //! gRPC on a unix socket: the services, their limits, and errors as google.rpc statuses.
 
 mod authority;
+mod conduct;
 mod iam;
 mod limits;
 mod rpc;

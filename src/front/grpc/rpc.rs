@@ -31,8 +31,7 @@ impl<T: Message> Asked<T> {
     /// Takes the peer, the deadline and the message from a request.
     pub(super) fn new(rpc: &'static str, request: Request<T>) -> Result<Self, Status> {
         let deadline = deadline(request.metadata());
-        let caller = request.extensions().get::<Caller>().cloned();
-        let caller = caller.ok_or_else(|| Status::internal("the connection does not say whose it is"))?;
+        let caller = caller(&request)?.clone();
         Ok(Self { message: request.into_inner(), rpc, caller, deadline })
     }
 
@@ -74,6 +73,12 @@ impl<T: Message> Asked<T> {
     const fn call<'a>(&'a self, account: &'a str) -> Call<'a> {
         Call { caller: &self.caller, rpc: self.rpc, account, deadline: self.deadline }
     }
+}
+
+/// Who asks, by the connection.
+pub(super) fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
+    let caller = request.extensions().get::<Caller>();
+    caller.ok_or_else(|| Status::internal("the connection does not say whose it is"))
 }
 
 pub(super) fn lifetime(lifetime: Option<prost_types::Duration>) -> Result<Option<Duration>, SignError> {

@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use tonic::{Request, Response, Status};
 
-use super::rpc::{Asked, SignedJwt, invalid, lifetime};
+use super::rpc::{Asked, SignedJwt, caller, invalid, lifetime};
 use crate::jwt::Target;
 use crate::jwt::certificate::validity;
 use crate::jwt::jwk::{PublishedKey, jwks};
 use crate::key;
 use crate::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
-use crate::signer::{Bytes, JwtBody, Key, KeyState, SignError, Signed, Signer};
+use crate::signer::{self, Bytes, DeviceState, DeviceStatus, JwtBody, Key, KeyState, SignError, Signed, Signer};
 
 pub(super) struct Service {
     pub(super) signer: Arc<Signer>,
@@ -100,6 +100,23 @@ impl proto::signer_server::Signer for Service {
             algorithm: proto::Algorithm::from(key.algorithm()).into(),
         }))
     }
+
+    async fn get_status(&self, request: Request<proto::GetStatusRequest>) -> Answer<proto::GetStatusResponse> {
+        let signer::Status { serving, trouble, devices } = self.signer.status(caller(&request)?);
+        let (cause, remedy) = trouble.unwrap_or_default();
+        let devices = devices.into_iter().map(device).collect();
+        Ok(Response::new(proto::GetStatusResponse { serving, cause: cause.into(), remedy: remedy.into(), devices }))
+    }
+}
+
+fn device(status: DeviceStatus) -> proto::DeviceStatus {
+    let state = match status.state {
+        DeviceState::Starting => proto::DeviceState::Starting,
+        DeviceState::Ready => proto::DeviceState::Ready,
+        DeviceState::Down => proto::DeviceState::Down,
+    };
+    let (cause, remedy) = status.trouble.unwrap_or_default();
+    proto::DeviceStatus { name: status.name.into(), state: state.into(), cause, remedy: remedy.into() }
 }
 
 fn algorithm_of(algorithm: i32) -> Result<Option<key::Algorithm>, SignError> {

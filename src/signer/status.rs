@@ -1,0 +1,77 @@
+//! How the daemon and its devices are, for whoever asks.
+
+use super::Signer;
+use crate::access::Caller;
+use crate::device::handle::Health;
+use crate::key::KeyId;
+
+/// How the daemon is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Whether any account can sign now.
+    pub serving: bool,
+    /// What keeps it from signing beside its devices, and what to do about it.
+    pub trouble: Option<(&'static str, &'static str)>,
+    /// The devices of the configuration.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// How a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: KeyId,
+    /// How it is.
+    pub state: DeviceState,
+    /// Why it can't be used, or one of its keys can't, and what to do about it.
+    pub trouble: Option<(String, &'static str)>,
+}
+
+/// How a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceState {
+    /// Being opened, or open and not yet proven by a signature.
+    Starting,
+    /// Each active key in it has signed.
+    Ready,
+    /// It can't be used, or one of its active keys can't.
+    Down,
+}
+
+impl Signer {
+    /// How the daemon is, and each device. Why, is only for those who may do anything here, root, and this very user.
+    #[must_use]
+    pub fn status(&self, caller: &Caller) -> Status {
+        let rules = self.rules.load();
+        let mut accounts = rules.policy.accounts().iter();
+        let own = [0, nix::unistd::getuid().as_raw()];
+        let known = own.contains(&caller.uid) || accounts.any(|account| rules.policy.knows(caller, &account.email));
+        let mut devices = self.device_status();
+        if !known {
+            devices.iter_mut().for_each(|device| device.trouble = None);
+        }
+        let unwritable = ("the audit log can't be written", "make room for it: signetd goes on by itself");
+        let trouble = (!self.audit.is_writable()).then_some(unwritable);
+        Status { serving: self.can_sign(), trouble, devices }
+    }
+
+    fn device_status(&self) -> Vec<DeviceStatus> {
+        let keyring = self.keyring.load();
+        let of = |(name, handle): (&KeyId, &crate::device::handle::Handle)| {
+            let mut keys = keyring.keys().iter().filter(|key| key.is_active() && key.device() == name);
+            let (state, trouble) = match handle.health() {
+                Health::Starting => (DeviceState::Starting, None),
+                Health::Down(error) => (DeviceState::Down, Some((error.to_string(), error.remedy()))),
+                Health::Ready => match keys.clone().find_map(|key| key.fault().map(|fault| (key, fault))) {
+                    Some((key, fault)) => {
+                        (DeviceState::Down, Some((format!("key {}: {fault}", key.kid()), fault.remedy())))
+                    }
+                    None if keys.all(|key| key.is_proven()) => (DeviceState::Ready, None),
+                    None => (DeviceState::Starting, None),
+                },
+            };
+            DeviceStatus { name: name.clone(), state, trouble }
+        };
+        keyring.devices().iter().map(of).collect()
+    }
+}
