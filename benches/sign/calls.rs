@@ -15,6 +15,7 @@ pub(crate) async fn per_signature(stand: &Stand) -> f64 {
     match stand.backend {
         Backend::SoftHsm => pkcs11_calls(stand).await,
         Backend::SwTpm => tpm_commands(stand).await,
+        Backend::Configured(_) => f64::NAN,
     }
 }
 
@@ -98,7 +99,8 @@ fn copy(mut from: TcpStream, mut to: TcpStream, pieces: &AtomicUsize) {
 const SIGNATURES: u32 = 100;
 
 const SPIES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so",
+    "/usr/lib/aarch64-linux-gnu/pkcs11/pkcs11-spy.so",
     "/usr/lib/x86_64-linux-gnu/pkcs11-spy.so",
-    "/usr/lib/aarch64-linux-gnu/pkcs11-spy.so",
     "/usr/lib/pkcs11/pkcs11-spy.so",
 ];

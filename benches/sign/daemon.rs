@@ -1,6 +1,5 @@
 //! The daemon, and clients of it over gRPC: the real program, its policy, its audit log.
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::slice::{Load, Slice, processor_time};
+use crate::slice::{Load, Part, Processor, Slice, family};
 use crate::stand::{Device, Running};
 
 /// A running daemon and a connection for each client.
@@ -28,6 +27,8 @@ pub(crate) struct Daemon {
 pub(crate) enum Ask {
     /// A signature.
     Signature,
+    /// An access token that is signed now.
+    Mint,
     /// An access token that is cached.
     CachedToken,
     /// Nothing: the health service answers on the same socket.
@@ -44,19 +45,11 @@ impl Client {
     async fn ask(&mut self, ask: Ask, number: usize) -> Result<(), Status> {
         match ask {
             Ask::Signature => self.signer.sign_blob(request(number)).await.map(drop),
-            Ask::CachedToken => self.signer.mint_jwt_access_token(cached()).await.map(drop),
+            Ask::Mint => self.signer.mint_jwt_access_token(token(number, Some(SHORT))).await.map(drop),
+            Ask::CachedToken => self.signer.mint_jwt_access_token(token(0, None)).await.map(drop),
             Ask::Nothing => self.health.check(HealthCheckRequest::default()).await.map(drop),
         }
     }
-}
-
-/// A process with its children, theirs included: the launcher starts the device processes.
-fn family(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
-    let children: String =
-        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default()).collect();
-    let children = children.split_whitespace().map(|child| child.parse().unwrap());
-    std::iter::once(pid).chain(children.flat_map(family)).collect()
 }
 
 impl Daemon {
@@ -83,9 +76,24 @@ impl Daemon {
         }
     }
 
+    /// Has this many tokens signed and cached, for services counted from 0.
+    pub(crate) async fn fill_cache(&self, tokens: usize) {
+        let clients = self.clients.iter().enumerate().map(|(first, client)| {
+            let mut client = client.clone();
+            tokio::spawn(async move {
+                for service in (first..tokens).step_by(MOST_CLIENTS) {
+                    client.signer.mint_jwt_access_token(token(service, None)).await.unwrap();
+                }
+            })
+        });
+        for client in clients.collect::<Vec<_>>() {
+            client.await.unwrap();
+        }
+    }
+
     /// Has each client ask for a slice, one request after the other.
     pub(crate) async fn run(&self, load: &Load, ask: Ask) -> Slice {
-        let before = self.processor_time();
+        let before = self.processor();
         let begun = Instant::now();
         let end = begun + load.length;
         let gap = load.gap;
@@ -97,27 +105,28 @@ impl Daemon {
         for client in clients {
             latencies.extend(client.await.unwrap());
         }
-        Slice::new(latencies, begun.elapsed(), self.processor_time() - before)
+        Slice::new(latencies, begun.elapsed(), self.processor().since(before))
     }
 
-    /// Of the daemon, its device processes, the clients and a TPM in software.
-    fn processor_time(&self) -> f64 {
-        self.processes().chain([std::process::id()]).chain(self.tpm).map(processor_time).sum()
-    }
-
-    /// The resident memory of the daemon, its launcher and its device processes, in MiB.
-    pub(crate) fn resident(&self) -> f64 {
-        self.processes().map(resident).sum()
+    /// Of all who have a part in an answer.
+    fn processor(&self) -> Processor {
+        let tpm = self.tpm.map(|tpm| (Part::Tpm, tpm));
+        Processor::of(self.processes().into_iter().chain([(Part::Client, std::process::id())]).chain(tpm))
     }
 
     /// The daemon, its launcher and its device processes.
-    fn processes(&self) -> impl Iterator<Item = u32> {
-        family(self.process.0.id()).into_iter()
+    pub(crate) fn processes(&self) -> Vec<(Part, u32)> {
+        let part = |depth| match depth {
+            0 => Part::Daemon,
+            1 => Part::Launcher,
+            _ => Part::Device,
+        };
+        family(self.process.0.id()).into_iter().map(|(depth, pid)| (part(depth), pid)).collect()
     }
 
-    /// Of the daemon alone.
-    pub(crate) fn own_processor_time(&self) -> f64 {
-        processor_time(self.process.0.id())
+    /// Closes all connections to it.
+    pub(crate) fn hang_up(&mut self) {
+        self.clients.clear();
     }
 
     /// Stops the daemon and waits for its end.
@@ -147,15 +156,12 @@ fn request(message: usize) -> SignBlobRequest {
     SignBlobRequest { input: Some(Input::Payload(payload)), ..SignBlobRequest::default() }
 }
 
-fn cached() -> MintJwtAccessTokenRequest {
-    let target = Some(Target::Audience("https://pubsub.googleapis.com/".to_owned()));
-    MintJwtAccessTokenRequest { target, ..MintJwtAccessTokenRequest::default() }
+/// For one of many services. One that lives shorter than 30 minutes is never cached.
+pub(crate) fn token(service: usize, lifetime: Option<Duration>) -> MintJwtAccessTokenRequest {
+    let target = Some(Target::Audience(format!("https://service-{service}.example.com/")));
+    let lifetime = lifetime.map(|lifetime| lifetime.try_into().unwrap());
+    MintJwtAccessTokenRequest { target, lifetime, ..MintJwtAccessTokenRequest::default() }
 }
 
-fn resident(pid: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.map_or(0.0, |value| value.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0)
-}
-
+const SHORT: Duration = Duration::from_secs(600);
 const MOST_CLIENTS: usize = 32;

@@ -1,5 +1,6 @@
 //! The bare device: this program again, which opens the device as a device process does and signs in a loop.
 
+use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -7,11 +8,11 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use signet::config::Config;
-use signet::device;
+use signet::device::{self, DeviceKind, Pkcs11Config};
 use signet::key::Digest;
 use signet::keyring::{KeyRecord, Keyring};
 
-use crate::slice::{Load, Slice, processor_time};
+use crate::slice::{Load, Part, Processor, Slice};
 use crate::stand::{Device, Running};
 
 /// What the program is told to be the bare device with, and a configuration.
@@ -19,8 +20,7 @@ pub(crate) const SUBCOMMAND: &str = "bare-device";
 
 /// The bare device's process.
 pub(crate) struct Raw {
-    orders: ChildStdin,
-    results: BufReader<ChildStdout>,
+    pipes: RefCell<(ChildStdin, BufReader<ChildStdout>)>,
     process: Running,
     tpm: Option<u32>,
 }
@@ -28,26 +28,34 @@ pub(crate) struct Raw {
 impl Raw {
     pub(crate) fn start(device: &Device) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.arg(SUBCOMMAND).arg(device.config()).env("SOFTHSM2_CONF", device.softhsm_conf());
+        command.arg(SUBCOMMAND).arg(device.config());
+        // As a device process is started.
+        if let DeviceKind::Pkcs11(Pkcs11Config { environment: Some(environment), .. }) =
+            &Config::load(&device.config()).unwrap().devices[0].kind
+        {
+            command.env_clear().envs(environment);
+        }
         let mut process = Running(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
         let orders = process.0.stdin.take().unwrap();
         let results = BufReader::new(process.0.stdout.take().unwrap());
-        Self { orders, results, process, tpm: device.tpm() }
+        Self { pipes: RefCell::new((orders, results)), process, tpm: device.tpm() }
     }
 
     /// Signs for a slice, in as many threads as there are clients, but no more than the device has workers.
-    pub(crate) fn run(&mut self, load: &Load) -> Slice {
-        let before = self.processor_time();
+    pub(crate) fn run(&self, load: &Load) -> Slice {
+        let (orders, results) = &mut *self.pipes.borrow_mut();
+        let before = self.processor();
         let order = (load.clients, load.gap, load.length);
-        writeln!(self.orders, "{}", serde_json::to_string(&order).unwrap()).unwrap();
+        writeln!(orders, "{}", serde_json::to_string(&order).unwrap()).unwrap();
         let mut line = String::new();
-        self.results.read_line(&mut line).unwrap();
+        results.read_line(&mut line).unwrap();
         let (latencies, length): (Vec<f64>, Duration) = serde_json::from_str(&line).unwrap();
-        Slice::new(latencies, length, self.processor_time() - before)
+        Slice::new(latencies, length, self.processor().since(before))
     }
 
-    fn processor_time(&self) -> f64 {
-        self.tpm.into_iter().chain([self.process.0.id()]).map(processor_time).sum()
+    fn processor(&self) -> Processor {
+        let tpm = self.tpm.map(|tpm| (Part::Tpm, tpm));
+        Processor::of(tpm.into_iter().chain([(Part::Device, self.process.0.id())]))
     }
 }
 

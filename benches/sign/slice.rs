@@ -3,32 +3,93 @@
 use std::fs;
 use std::time::Duration;
 
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+use serde::Serialize;
+
 /// What to do for a slice.
+#[derive(Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) clients: usize,
-    /// How long each client rests after a signature.
+    /// How long each client rests after an answer.
     pub(crate) gap: Duration,
     pub(crate) length: Duration,
 }
 
-/// What came of a slice, in seconds: how long each signature took, and the processor time of all who had a part in it.
+/// What came of a slice, in seconds: how long each answer took, and the processor time of all who had a part in it.
 pub(crate) struct Slice {
     latencies: Vec<f64>,
     length: f64,
-    processor: f64,
+    processor: Processor,
+}
+
+/// Who spends processor time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) enum Part {
+    Client,
+    Daemon,
+    Launcher,
+    Device,
+    Tpm,
+}
+
+/// Processor time by who spends it, in seconds.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Processor([f64; Part::ALL.len()]);
+
+impl Part {
+    pub(crate) const ALL: [Self; 5] = [Self::Device, Self::Tpm, Self::Launcher, Self::Daemon, Self::Client];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Daemon => "daemon",
+            Self::Launcher => "launcher",
+            Self::Device => "device process",
+            Self::Tpm => "TPM in software",
+        }
+    }
+}
+
+impl Processor {
+    /// What these processes have used since their start. One that is gone counts for nothing.
+    pub(crate) fn of(processes: impl IntoIterator<Item = (Part, u32)>) -> Self {
+        let mut used = Self::default();
+        for (part, pid) in processes {
+            used.0[part as usize] += processor_time(pid);
+        }
+        used
+    }
+
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self(std::array::from_fn(|part| self.0[part] - before.0[part]))
+    }
+
+    pub(crate) fn part(self, part: Part) -> f64 {
+        self.0[part as usize]
+    }
+
+    pub(crate) fn total(self) -> f64 {
+        self.0.iter().sum()
+    }
 }
 
 impl Slice {
-    pub(crate) fn new(mut latencies: Vec<f64>, length: Duration, processor: f64) -> Self {
+    pub(crate) fn new(mut latencies: Vec<f64>, length: Duration, processor: Processor) -> Self {
         latencies.sort_by(f64::total_cmp);
         Self { latencies, length: length.as_secs_f64(), processor }
     }
 
-    /// Two slices as one.
-    pub(crate) fn and(&self, other: &Self) -> Self {
-        let latencies = [self.latencies.as_slice(), &other.latencies].concat();
-        let length = Duration::from_secs_f64(self.length + other.length);
-        Self::new(latencies, length, self.processor + other.processor)
+    /// Several slices as one.
+    pub(crate) fn sum<'a>(slices: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum = Self { latencies: Vec::new(), length: 0.0, processor: Processor::default() };
+        for slice in slices {
+            sum.latencies.extend(&slice.latencies);
+            sum.length += slice.length;
+            sum.processor = Processor(std::array::from_fn(|part| sum.processor.0[part] + slice.processor.0[part]));
+        }
+        sum.latencies.sort_by(f64::total_cmp);
+        sum
     }
 
     /// Answers a second.
@@ -41,20 +102,49 @@ impl Slice {
         self.latencies.len() as f64
     }
 
-    /// Processor time of a signature. Unlike the rate it means something on a busy machine too.
+    /// Processor time of an answer. Unlike the rate it means something on a busy machine too.
     pub(crate) fn processor(&self) -> f64 {
-        self.processor / self.count()
+        self.processor.total() / self.count()
     }
 
-    pub(crate) fn percentile(&self, percent: usize) -> f64 {
-        self.latencies[(self.latencies.len() - 1) * percent / 100]
+    pub(crate) fn processor_of(&self, part: Part) -> f64 {
+        self.processor.part(part) / self.count()
+    }
+
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a percentile of a few latencies"
+    )]
+    pub(crate) fn percentile(&self, percent: f64) -> f64 {
+        let last = self.latencies.len() - 1;
+        self.latencies[(last as f64 * percent / 100.0).round() as usize]
     }
 }
 
 /// The processor time of a process and all its threads so far, in seconds.
-pub(crate) fn processor_time(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // After the name, which may hold anything: state, ten others, user time, system time in ticks of 10 ms (proc(5)).
-    let fields = stat.rsplit(") ").next().unwrap().split_whitespace();
-    fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
+fn processor_time(pid: u32) -> f64 {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into().unwrap()));
+    clock.and_then(|clock| clock.now()).map_or(0.0, |time| Duration::from(time).as_secs_f64())
+}
+
+/// The resident memory of a process, and its share of what it shares (PSS), in MiB. PSS is NaN where only root may see it.
+pub(crate) fn memory(pid: u32) -> (f64, f64) {
+    let read = |file: &str, field: &str| {
+        let text = fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field))?;
+        Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? / 1024.0)
+    };
+    (read("status", "VmRSS:").unwrap_or(0.0), read("smaps_rollup", "Pss:").unwrap_or(f64::NAN))
+}
+
+/// A process with its children and theirs, each with how far from the first it is.
+pub(crate) fn family(pid: u32) -> Vec<(usize, u32)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let children: String =
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default()).collect();
+    let children = children.split_whitespace().map(|child| child.parse().unwrap());
+    let below = children.flat_map(family).map(|(depth, pid)| (depth + 1, pid));
+    std::iter::once((0, pid)).chain(below).collect()
 }

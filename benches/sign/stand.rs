@@ -1,5 +1,6 @@
-//! The devices to measure: each backend twice, with a key of its own, once bare and once for the daemon.
+//! The devices to measure: each backend thrice, with a key of its own: bare, behind its device process, and for the daemon.
 
+use std::fmt;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,46 +10,62 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+use crate::crowd;
+
+/// What keeps the keys.
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Backend {
     SoftHsm,
     SwTpm,
+    /// The first device of this configuration, with the first of its keys.
+    Configured(PathBuf),
+}
+
+/// A kind of key: what `signetctl key generate` is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) algorithm: &'static str,
+    pub(crate) bits: &'static str,
 }
 
 impl Backend {
-    pub(crate) const ALL: [Self; 2] = [Self::SoftHsm, Self::SwTpm];
-
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|backend| backend.name() == name)
-    }
-
-    pub(crate) const fn name(self) -> &'static str {
+    pub(crate) const fn name(&self) -> &'static str {
         match self {
-            Self::SoftHsm => "softhsm",
+            Self::SoftHsm => "SoftHSM",
             Self::SwTpm => "swtpm",
+            Self::Configured(_) => "configured device",
         }
     }
 
-    pub(crate) const fn must_ratio(self, clients: usize) -> &'static str {
-        match (self, clients) {
-            (Self::SoftHsm, 1) => "0.70",
-            (Self::SoftHsm, _) => "0.80",
-            (Self::SwTpm, 1) => "",
-            (Self::SwTpm, _) => "0.90",
-        }
-    }
-
-    pub(crate) const fn must_start(self) -> &'static str {
+    /// The kinds of key beside [`Kind::USUAL`].
+    pub(crate) const fn other_kinds(&self) -> &'static [Kind] {
         match self {
-            Self::SoftHsm => "40",
-            Self::SwTpm => "60",
+            Self::SoftHsm => &[
+                Kind { algorithm: "RS256", bits: "3072" },
+                Kind { algorithm: "RS256", bits: "4096" },
+                Kind { algorithm: "PS256", bits: "2048" },
+                Kind { algorithm: "ES256", bits: "256" },
+            ],
+            // It makes no RSA keys of 4096 bits.
+            Self::SwTpm => &[
+                Kind { algorithm: "RS256", bits: "3072" },
+                Kind { algorithm: "PS256", bits: "2048" },
+                Kind { algorithm: "ES256", bits: "256" },
+            ],
+            Self::Configured(_) => &[],
         }
     }
+}
 
-    pub(crate) const fn must_calls(self) -> &'static str {
-        match self {
-            Self::SoftHsm => "no open, login, find",
-            Self::SwTpm => "1",
+impl Kind {
+    pub(crate) const USUAL: Self = Self { algorithm: "RS256", bits: "2048" };
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.algorithm {
+            "ES256" => f.write_str(self.algorithm),
+            algorithm => write!(f, "{algorithm} {}", self.bits),
         }
     }
 }
@@ -56,14 +73,17 @@ impl Backend {
 /// One backend, ready to be measured.
 pub(crate) struct Stand {
     pub(crate) backend: Backend,
+    pub(crate) kind: Kind,
+    /// For the bare device, the device process alone and the daemon: none waits for another's sessions.
     pub(crate) bare: Device,
+    pub(crate) alone: Device,
     pub(crate) served: Device,
 }
 
 /// A device with one key, and the folder of its configuration and state.
 pub(crate) struct Device {
     folder: TempDir,
-    /// The `[[device]]` table.
+    /// The configuration but for where the daemon listens and whom it serves.
     table: String,
     /// swtpm's data port, where there is one.
     pub(crate) port: Option<u16>,
@@ -82,16 +102,23 @@ impl Drop for Running {
 
 impl Stand {
     /// None where the backend is not installed.
-    pub(crate) fn new(backend: Backend) -> Option<Self> {
-        let program = if backend == Backend::SoftHsm { "softhsm2-util" } else { "swtpm" };
+    pub(crate) fn new(backend: &Backend, kind: Kind) -> Option<Self> {
+        let program = match backend {
+            Backend::SoftHsm => "softhsm2-util",
+            Backend::SwTpm => "swtpm",
+            Backend::Configured(_) => "true",
+        };
         Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
-        Some(Self { backend, bare: Device::new(backend), served: Device::new(backend) })
+        let device = || Device::new(backend, kind);
+        Some(Self { backend: backend.clone(), kind, bare: device(), alone: device(), served: device() })
     }
 }
 
 impl Device {
-    fn new(backend: Backend) -> Self {
+    fn new(backend: &Backend, kind: Kind) -> Self {
         let folder = tempfile::Builder::new().prefix("signet-bench").tempdir().unwrap();
+        // Callers of other users must reach the socket.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(folder.path().join("state")).unwrap();
         let (table, port, tpm) = match backend {
             Backend::SoftHsm => (softhsm(folder.path()), None, None),
@@ -99,13 +126,19 @@ impl Device {
                 let (port, tpm) = swtpm(folder.path());
                 (tpm_table(port), Some(port), Some(tpm))
             }
+            Backend::Configured(file) => (configured(file), None, None),
         };
         let device = Self { folder, table, port, tpm };
         device.configure(&device.table);
+        if matches!(backend, Backend::Configured(_)) {
+            return device;
+        }
         if port.is_some() {
             device.signetctl(&["device", "init", "bench"]);
         }
-        device.signetctl(&["key", "generate", "--device", "bench"]);
+        let generate = ["key", "generate", "--device", "bench", "--algorithm", kind.algorithm];
+        let bits = if kind.algorithm == "ES256" { &[][..] } else { &["--bits", kind.bits] };
+        device.signetctl(&[&generate, bits].concat());
         device
     }
 
@@ -127,11 +160,6 @@ impl Device {
         self.folder.path().join(name)
     }
 
-    /// SoftHSM's configuration.
-    pub(crate) fn softhsm_conf(&self) -> PathBuf {
-        self.file("token/softhsm2.conf")
-    }
-
     /// Has the daemon reach the same device in another way: what to replace in its table.
     pub(crate) fn reconfigure(&self, replaced: &[(&str, &str)]) {
         let table = replaced.iter().fold(self.table.clone(), |table, (old, new)| {
@@ -142,11 +170,14 @@ impl Device {
     }
 
     fn configure(&self, table: &str) {
-        let uid = nix::unistd::geteuid();
+        let parsed: toml::Table = table.parse().unwrap();
+        let accounts = parsed["account"].as_array().unwrap().iter();
+        let accounts: Vec<_> = accounts.map(|account| account["email"].as_str().unwrap()).collect();
+        let users: Vec<_> = std::iter::once(nix::unistd::geteuid().as_raw()).chain(crowd::USERS).collect();
         let text = format!(
-            "state_dir = \"state\"\n[listen]\ngrpc = \"signet.sock\"\n{table}\n[[account]]\n\
-             email = \"bench@project.iam.gserviceaccount.com\"\n[[allow]]\nusers = [{uid}]\n\
-             accounts = [\"bench@project.iam.gserviceaccount.com\"]\noperations = [\"sign-blob\", \"mint-access-token\"]\n"
+            "{table}\n[listen]\ngrpc = \"signet.sock\"\nmode = \"0666\"\n[audit]\npath = \"audit.log\"\n\
+             [cache]\nentries = 20000\n[[allow]]\nusers = {users:?}\naccounts = {accounts:?}\n\
+             operations = [\"sign-blob\", \"mint-access-token\"]\n"
         );
         fs::write(self.config(), text).unwrap();
         fs::set_permissions(self.config(), fs::Permissions::from_mode(0o600)).unwrap();
@@ -165,13 +196,29 @@ fn softhsm(folder: &Path) -> String {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     // As many sessions as cores: more only add tail to a token in software.
     let table = String::from_utf8(made.stdout).unwrap().replace("name = \"softhsm\"", "name = \"bench\"\nsessions = 2");
-    let begin = table.find("[[device]]").unwrap();
-    table[begin..].to_owned()
+    format!("{ACCOUNT}{}", &table[table.find("[[device]]").unwrap()..])
 }
 
 fn tpm_table(port: u16) -> String {
-    format!("[[device]]\nname = \"bench\"\nkind = \"tpm\"\ntcti = \"swtpm:host=127.0.0.1,port={port}\"")
+    format!("{ACCOUNT}[[device]]\nname = \"bench\"\nkind = \"tpm\"\ntcti = \"swtpm:host=127.0.0.1,port={port}\"")
 }
+
+/// Devices and accounts of another configuration, with its keyring; its rules, its socket and its audit log stay its own.
+fn configured(file: &Path) -> String {
+    let home = file.canonicalize().unwrap().parent().unwrap().to_owned();
+    let mut table: toml::Table = fs::read_to_string(file).unwrap().parse().unwrap();
+    table.retain(|key, _| ["state_dir", "device", "account"].contains(&key));
+    let absolute = |value: &mut toml::Value| *value = home.join(value.as_str().unwrap()).to_str().unwrap().into();
+    table.get_mut("state_dir").map(absolute);
+    for device in table.get_mut("device").and_then(toml::Value::as_array_mut).into_iter().flatten() {
+        for file in ["pin_file", "owner_auth_file"] {
+            device.get_mut(file).map(absolute);
+        }
+    }
+    table.to_string()
+}
+
+const ACCOUNT: &str = "state_dir = \"state\"\n[[account]]\nemail = \"bench@project.iam.gserviceaccount.com\"\n";
 
 fn swtpm(folder: &Path) -> (u16, Running) {
     for _ in 0..20 {
