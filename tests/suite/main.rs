@@ -17,6 +17,7 @@ mod callers;
 mod clients;
 mod config;
 mod contract;
+mod cost;
 mod daemon;
 mod failover;
 mod forgery;
