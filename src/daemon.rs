@@ -14,7 +14,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
-use crate::config::{Config, ConfigError};
+use crate::access::AccountEmail;
+use crate::config::{Config, ConfigError, Exchange};
 use crate::device::handle::{Handle, Start};
 use crate::device::launcher::{self, LauncherProcess};
 use crate::device::{self, DeviceConfig};
@@ -22,7 +23,7 @@ use crate::front::grpc::{self, Readiness};
 use crate::front::http;
 use crate::front::listen::{BindError, Listener};
 use crate::keyring::KeyringError;
-use crate::signer::{Audit, Cache, Devices, LiveKeyring, OpenError, Signer};
+use crate::signer::{Audit, Cache, Devices, Exchanges, LiveKeyring, OpenError, Signer, TokenEndpoint};
 pub use confine::confine;
 use supervisor::Sockets;
 use watch::Watch;
@@ -60,29 +61,40 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
         Some(address) => Some(sockets.http.map_or_else(|| http::bind(address), Ok)?),
         None => None,
     };
+    // While the authorities' certificates can still be read.
+    let exchanges = exchanges(&config)?;
     // Before there are other threads: those that exist are not bound.
     confine(&config);
     let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
-    let served = runtime.block_on(serve(config, Arc::new(launcher), sockets, audit.clone()));
+    let prepared = Prepared { sockets, exchanges, audit: audit.clone() };
+    let served = runtime.block_on(serve(config, Arc::new(launcher), prepared));
     // Device processes end with their handles; nothing else is worth waiting for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     audit.flush(LAST_RECORDS);
     served
 }
 
-async fn serve(config: Config, launcher: Arc<LauncherProcess>, sockets: Sockets, audit: Audit) -> anyhow::Result<()> {
+/// What there was before anybody was served.
+struct Prepared {
+    sockets: Sockets,
+    exchanges: Exchanges,
+    audit: Audit,
+}
+
+async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepared) -> anyhow::Result<()> {
     let signals = Signals::new()?;
     let start = |device: &DeviceConfig| Handle::start(device.clone(), Start::Apart(Arc::clone(&launcher)));
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let stamp = watch::stamp(&config.state_dir);
     let keyring = LiveKeyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
-    let listener = match sockets.grpc {
+    let listener = match prepared.sockets.grpc {
         Some(socket) => Listener::adopt(socket, &config.listen.grpc)?,
         None => Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?,
     };
-    let port = sockets.http.map(http::Listener::new).transpose().context(NO_PORT)?;
-    let signer = Arc::new(Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), audit));
+    let port = prepared.sockets.http.map(http::Listener::new).transpose().context(NO_PORT)?;
+    let signer = Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), prepared.audit);
+    let signer = Arc::new(signer.exchanging(prepared.exchanges));
     let health = Readiness::new().await;
     let (reload, reloads) = channel::channel(());
     let watch =
@@ -118,18 +130,37 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, sockets: Sockets,
     let served = match died {
         Some(served) => served,
         None => {
-            tracing::info!("stopping: finishing the requests on their way");
-            supervisor::tell(&[supervisor::State::Stopping]);
             health.set(false).await;
             stop.send_replace(());
-            tokio::time::timeout(DRAIN, serving).await.unwrap_or_else(|_elapsed| {
-                tracing::warn!("stopped with requests unfinished");
-                Ok(())
-            })
+            drained(serving).await
         }
     };
     watching.abort();
     served.map_err(anyhow::Error::from_boxed)
+}
+
+/// Lets the requests on their way finish, in their time.
+async fn drained<E>(serving: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+    tracing::info!("stopping: finishing the requests on their way");
+    supervisor::tell(&[supervisor::State::Stopping]);
+    tokio::time::timeout(DRAIN, serving).await.unwrap_or_else(|_elapsed| {
+        tracing::warn!("stopped with requests unfinished");
+        Ok(())
+    })
+}
+
+/// The way to the token endpoint of each account that has one.
+fn exchanges(config: &Config) -> anyhow::Result<Exchanges> {
+    let endpoint = |(account, Exchange { token_uri, ca_file }): (&AccountEmail, &Exchange)| {
+        let authorities = ca_file.as_ref().map(std::fs::read).transpose();
+        let endpoint = authorities
+            .map_err(anyhow::Error::from)
+            .and_then(|authorities| Ok(TokenEndpoint::new(token_uri.clone(), authorities.as_deref())?));
+        let endpoint =
+            endpoint.with_context(|| format!("the certificate authorities for the exchange of {account}"))?;
+        Ok((account.clone(), endpoint))
+    };
+    config.exchanges.iter().map(endpoint).collect()
 }
 
 /// Returns when the launcher has ended: without it no device comes back.

@@ -118,6 +118,24 @@ pub(super) struct Account {
     pub(super) project_id: Option<String>,
     pub(super) unique_id: Option<Spanned<UniqueId>>,
     pub(super) default: Option<Spanned<bool>>,
+    pub(super) exchange: Option<Exchange>,
+}
+
+/// `[account.exchange]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Exchange {
+    pub(super) mode: ExchangeMode,
+    pub(super) token_uri: Option<Spanned<String>>,
+    pub(super) ca_file: Option<Spanned<PathBuf>>,
+}
+
+/// How a token endpoint is asked.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ExchangeMode {
+    /// RFC 7523.
+    JwtBearer,
 }
 
 /// `[[allow]]`.
@@ -374,7 +392,9 @@ mod tests {
             assert!(error(&text).contains("line 4: allow"), "{}", error(&text));
             assert!(error(&text).contains("unknown field"), "{}", error(&text));
         }
-        assert!(error("[[account]]\nemail = 'a@b'\nexchange = true\n").contains("unknown field `exchange`"));
+        assert!(error("[[account]]\nemail = 'a@b'\nexchanges = true\n").contains("unknown field `exchanges`"));
+        let mode = error("[[account]]\nemail = 'a@b'\n[account.exchange]\nmode = 'password'\n");
+        assert!(mode.contains("line 4: account.exchange.mode: unknown variant `password`"), "{mode}");
     }
 
     #[test]

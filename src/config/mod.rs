@@ -5,9 +5,11 @@
 
 mod credentials;
 mod devices;
+mod exchange;
 mod file;
 mod rules;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -18,13 +20,14 @@ use std::time::Duration;
 use nix::unistd::{Group, User};
 use toml::Spanned;
 
-use crate::access::Policy;
+use crate::access::{AccountEmail, Policy};
 pub use crate::audit::{Fsync, Rotation};
 use crate::device::DeviceConfig;
 use crate::file::StateDir;
 use crate::key::KeyId;
 use crate::trust::{self, Untrusted};
 use credentials::Folders;
+pub use exchange::Exchange;
 pub use file::span_of_time;
 use file::{File, Principal, Source};
 
@@ -41,6 +44,8 @@ pub struct Config {
     pub devices: Vec<DeviceConfig>,
     /// Accounts and rules, compiled.
     pub policy: Policy,
+    /// The token endpoints of those accounts that have one.
+    pub exchanges: BTreeMap<AccountEmail, Exchange>,
     /// The audit log.
     pub audit: Audit,
     /// How many minted JWTs are kept; 0: none.
@@ -81,7 +86,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let (path, text) = read(path)?;
         let source = Source { path: &path, text: &text };
-        let written: File = source.parse()?;
+        let mut written: File = source.parse()?;
         let folder = path.parent().unwrap_or(Path::new("/"));
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
         let folders = Folders { credentials: credentials.as_deref(), config: folder };
@@ -89,12 +94,14 @@ impl Config {
         let state_dir =
             StateDir::new(folder.join(written.state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))));
         trust_state(&state_dir).map_err(|untrusted| distrust(&path, &untrusted))?;
+        let exchanges = exchange::compile(source, folder, &mut written.account)?;
         let accounts = rules::accounts(source, written.account)?;
         let rules = rules::compile(source, &accounts, written.allow)?;
         Ok(Self {
             listen: Listen::new(source, folder, written.listen)?,
             devices: devices::compile(source, folders, &state_dir, written.device)?,
             policy: Policy::new(accounts, rules),
+            exchanges,
             audit: Audit::new(source, folder, &state_dir, written.audit)?,
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),

@@ -44,9 +44,20 @@ pub(super) fn is_alone(config: &Config) -> bool {
 fn files(config: &Config) -> Files<PathBuf> {
     let folder = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
     let configuration = if is_alone(config) { config.path.clone() } else { folder(&config.path) };
-    let read = NAMES.iter().map(PathBuf::from).chain([configuration]).collect();
+    let network = !config.exchanges.is_empty();
+    let resolver = network.then(resolver).into_iter().flatten();
+    let read = NAMES.iter().map(PathBuf::from).chain([configuration]).chain(resolver).collect();
     let write = vec![config.state_dir.to_path_buf(), folder(&config.audit.path), folder(&config.listen.grpc)];
-    Files { read, write, network: false }
+    Files { read, write, network }
+}
+
+/// What it takes to find a token endpoint's address, for those who opted in. resolv.conf is often a link into a folder where
+/// it is replaced as a whole.
+fn resolver() -> Vec<PathBuf> {
+    let configuration = fs::canonicalize("/etc/resolv.conf").unwrap_or_default();
+    let folder = configuration.parent().filter(|folder| folder.starts_with("/run")).map(Path::to_owned);
+    let files = ["/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf", "/etc/services"];
+    files.iter().map(PathBuf::from).chain(folder).collect()
 }
 
 /// Files that hold what only devices may know.

@@ -47,6 +47,15 @@ pub enum Target {
     Scopes(Vec<String>),
 }
 
+/// What a token endpoint is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Grant<'a> {
+    /// An access token for these scopes.
+    AccessToken(&'a [String]),
+    /// An ID token for this audience.
+    IdToken(&'a str),
+}
+
 /// A signed JWT in compact serialisation (RFC 7515, 3.1).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Jwt {
@@ -117,6 +126,36 @@ impl UnsignedJwt {
         Self::minted(permit, header, &members, now)
     }
 
+    /// An assertion (RFC 7523, 2.1), for the eyes of a token endpoint alone: iss, scope or target_audience, aud, iat, exp.
+    ///
+    /// # Errors
+    /// [`InvalidClaims`] where the permit is for something else, or what is asked for can't be.
+    pub fn assertion(
+        permit: &Permit,
+        header: Header<'_>,
+        endpoint: &str,
+        grant: Grant<'_>,
+        now: SystemTime,
+    ) -> Result<Self, InvalidClaims> {
+        let asked = match grant {
+            Grant::AccessToken(scopes) => {
+                demand(permit, Operation::MintAccessToken)?;
+                ("scope", scope(scopes)?)
+            }
+            Grant::IdToken(audience) => {
+                demand(permit, Operation::MintIdToken)?;
+                claims::check_audience(audience).map_err(|what| InvalidClaims::of("audience", what))?;
+                ("target_audience", audience.into())
+            }
+        };
+        let iat = claims::seconds(now);
+        let exp = iat + ASSERTION_LIFETIME.as_secs();
+        let iss = permit.account().email.as_str();
+        let members: [(&str, Value); 5] =
+            [("iss", iss.into()), asked, ("aud", endpoint.into()), ("iat", iat.into()), ("exp", exp.into())];
+        Ok(Self::new(header, &json::to_text(members.iter().map(|(name, value)| (*name, value))), exp))
+    }
+
     fn minted(
         permit: &Permit,
         header: Header<'_>,
@@ -185,14 +224,18 @@ impl Target {
                 claims::check_audience(audience).map_err(|what| InvalidClaims::of("audience", what))?;
                 Ok(("aud", audience.as_str().into()))
             }
-            Self::Scopes(scopes) if scopes.is_empty() => Err(InvalidClaims::of("scope", "none is given")),
-            Self::Scopes(scopes) => {
-                let sound = scopes.iter().try_for_each(|scope| claims::check_scope(scope));
-                sound.map_err(|what| InvalidClaims::of("scope", what))?;
-                Ok(("scope", scopes.join(" ").into()))
-            }
+            Self::Scopes(scopes) => Ok(("scope", scope(scopes)?)),
         }
     }
+}
+
+fn scope(scopes: &[String]) -> Result<Value, InvalidClaims> {
+    if scopes.is_empty() {
+        return Err(InvalidClaims::of("scope", "none is given"));
+    }
+    let sound = scopes.iter().try_for_each(|scope| claims::check_scope(scope));
+    sound.map_err(|what| InvalidClaims::of("scope", what))?;
+    Ok(scopes.join(" ").into())
 }
 
 fn demand(permit: &Permit, operation: Operation) -> Result<(), InvalidClaims> {
@@ -209,6 +252,12 @@ impl Jwt {
         &self.text
     }
 
+    /// The compact serialisation, on its own.
+    #[must_use]
+    pub fn into_string(self) -> String {
+        self.text
+    }
+
     /// Its `exp`.
     #[must_use]
     pub const fn expires(&self) -> SystemTime {
@@ -218,6 +267,9 @@ impl Jwt {
 
 /// The longest lifetime of what Signet mints, and the one where nobody asked for another.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// For how long a token endpoint may take an assertion: for its clock, and for retries.
+const ASSERTION_LIFETIME: Duration = Duration::from_secs(300);
 
 /// How long what is minted under a permit is to live: as asked for, else as long as its rule and Signet allow.
 #[must_use]
@@ -323,6 +375,29 @@ mod tests {
         assert_eq!(parts(&id("https://b", true).unwrap()).1, format!(r#"{start}"email_verified":true,{end}"#));
         for audience in ["", "a b", "https://pubsub.googleapis.com/", "HTTPS://OAuth2.GoogleAPIs.com/token"] {
             assert!(id(audience, false).unwrap_err().to_string().starts_with("audience: "), "{audience}");
+        }
+    }
+
+    #[test]
+    fn assertions_are_for_a_token_endpoint_and_grant_nothing_elsewhere() {
+        let endpoint = "https://oauth2.googleapis.com/token";
+        let assertion = |operation, grant| {
+            let permit = permit(operation, None, None);
+            signed_by(|header| UnsignedJwt::assertion(&permit, header, endpoint, grant, now()))
+        };
+        let end = format!(r#""aud":"{endpoint}","iat":{NOW},"exp":{}}}"#, NOW + 300);
+        let scopes = ["a".to_owned(), "b".to_owned()];
+        let (access, id) = (Grant::AccessToken(&scopes), Grant::IdToken("https://b"));
+        let claims = |operation, grant| parts(&assertion(operation, grant).unwrap()).1;
+        assert_eq!(claims(Operation::MintAccessToken, access), format!(r#"{{"iss":"a@x","scope":"a b",{end}"#));
+        assert_eq!(claims(Operation::MintIdToken, id), format!(r#"{{"iss":"a@x","target_audience":"https://b",{end}"#));
+        for (operation, grant) in [
+            (Operation::MintIdToken, access),
+            (Operation::MintAccessToken, id),
+            (Operation::MintAccessToken, Grant::AccessToken(&[])),
+            (Operation::MintIdToken, Grant::IdToken("")),
+        ] {
+            assert!(assertion(operation, grant).is_err(), "{operation} {grant:?}");
         }
     }
 

@@ -13,9 +13,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 use super::request::Wanted;
-use super::{Key, SignError, Signed};
+use super::{Bearer, Key, SignError, Signed};
 use crate::access::Caller;
-use crate::jwt::Jwt;
 use crate::key::{Algorithm, Digest};
 
 /// The minted JWTs, the least recently asked for thrown out when there are too many.
@@ -51,7 +50,7 @@ pub(super) struct Minted {
     pub(super) key: Arc<Key>,
     pub(super) algorithm: Algorithm,
     pub(super) digest: Digest,
-    pub(super) jwt: Jwt,
+    pub(super) bearer: Bearer,
     pub(super) issued: SystemTime,
 }
 
@@ -229,18 +228,18 @@ impl Minted {
         if now < self.issued {
             return Duration::ZERO;
         }
-        self.jwt.expires().duration_since(now).unwrap_or_default()
+        self.bearer.expires().duration_since(now).unwrap_or_default()
     }
 
     /// When to renew it: at three quarters of its lifetime, or up to a sixteenth of it earlier.
     fn renewal(&self, jitter: u64) -> Option<SystemTime> {
-        let lifetime = self.jwt.expires().duration_since(self.issued).ok()?;
+        let lifetime = self.bearer.expires().duration_since(self.issued).ok()?;
         let earlier = lifetime.as_secs() / 16;
         Some(self.issued + lifetime * 3 / 4 - Duration::from_secs(jitter % (earlier + 1)))
     }
 
-    pub(super) fn signed(&self) -> Signed<Jwt> {
-        Signed { kid: self.key.kid().clone(), algorithm: self.algorithm, value: self.jwt.clone() }
+    pub(super) fn signed(&self) -> Signed<Bearer> {
+        Signed { kid: self.key.kid().clone(), algorithm: self.algorithm, value: self.bearer.clone() }
     }
 }
 
@@ -379,7 +378,8 @@ mod tests {
         let unsigned = body.parse().unwrap().unsigned(&permit, key, at(second)).unwrap();
         let digest = unsigned.digest();
         let jwt = unsigned.into_jwt(&Signature::from_bytes(vec![7; 64]));
-        Arc::new(Minted { key: Arc::clone(key), algorithm: Algorithm::Es256, digest, jwt, issued: at(second) })
+        let (key, bearer) = (Arc::clone(key), jwt.into());
+        Arc::new(Minted { key, algorithm: Algorithm::Es256, digest, bearer, issued: at(second) })
     }
 
     fn ask(cache: &Cache, scope: &str, second: u64, keys: &[Arc<Key>], ready: bool) -> Asked {

@@ -33,6 +33,9 @@ pub enum SignError {
     /// The device is away. A retry helps once it is back, which needs nobody.
     #[error("{0}")]
     Away(String),
+    /// The account's token endpoint can't be reached, or fails. A retry helps once it is back.
+    #[error("the account's token endpoint can't be reached, or fails")]
+    EndpointAway,
     /// The device did not answer before the deadline. A retry may help.
     #[error("the deadline passed before the device answered")]
     Late,
@@ -59,6 +62,7 @@ impl SignError {
             Self::Busy { .. } => "DEVICE_BUSY",
             Self::RateLimited { .. } => "RATE_LIMITED",
             Self::Away(_) => "DEVICE_AWAY",
+            Self::EndpointAway => "TOKEN_ENDPOINT_AWAY",
             Self::Late => "DEADLINE_EXCEEDED",
             Self::Operator { reason, .. } => reason,
             Self::Withheld => "SIGNATURE_WITHHELD",

@@ -10,9 +10,8 @@ use tokio::time::{Instant, timeout_at};
 use super::audit::Record;
 use super::cache::{Asked, Asker, Landing, Minted};
 use super::request::Wanted;
-use super::{Call, SignError, Signed, Signer};
+use super::{Bearer, Call, SignError, Signed, Signer};
 use crate::access::Permit;
-use crate::jwt::Jwt;
 
 impl Signer {
     /// The JWT as it is cached, or of the one signature that all who ask for it now wait for, each until its deadline.
@@ -23,7 +22,7 @@ impl Signer {
         permit: Permit,
         wanted: &Wanted,
         record: &mut Record,
-    ) -> Result<Signed<Jwt>, SignError> {
+    ) -> Result<Signed<Bearer>, SignError> {
         let (error, last) = loop {
             let keys = self.keyring.load().active(&wanted.account);
             let ready = keys.iter().any(|key| key.can_sign());
@@ -118,7 +117,7 @@ impl Signer {
     }
 }
 
-fn reused(minted: &Minted, record: &mut Record) -> Signed<Jwt> {
+fn reused(minted: &Minted, record: &mut Record) -> Signed<Bearer> {
     record.cached(minted.key.kid(), minted.key.device(), &minted.digest);
     minted.signed()
 }

@@ -7,6 +7,7 @@
 mod audit;
 mod cache;
 mod error;
+mod exchange;
 mod keyring;
 mod minting;
 mod rate;
@@ -20,7 +21,6 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use crate::access::{Account, AccountEmail, Caller, Permit, Policy, Request, Sought, UniqueId};
-use crate::jwt::Jwt;
 use crate::key::{Algorithm, Digest, KeyId, Signature};
 pub use crate::keyring::KeyState;
 use audit::Record;
@@ -28,6 +28,7 @@ pub use audit::{Audit, OpenError};
 use cache::Minted;
 pub use cache::{Cache, CacheFigures};
 pub use error::SignError;
+pub use exchange::{Bearer, Exchanges, TokenEndpoint};
 pub use keyring::{Devices, Key, LiveKeyring};
 use rate::Rules;
 use request::Body;
@@ -40,6 +41,7 @@ pub struct Signer {
     rules: ArcSwap<Rules>,
     keyring: ArcSwap<LiveKeyring>,
     cache: Cache,
+    exchanges: Exchanges,
     audit: Audit,
 }
 
@@ -79,7 +81,13 @@ impl Signer {
     #[must_use]
     pub fn new(policy: Policy, keyring: LiveKeyring, cache: Cache, audit: Audit) -> Self {
         let (rules, keyring) = (ArcSwap::from_pointee(Rules::new(policy)), ArcSwap::from_pointee(keyring));
-        Self { rules, keyring, cache, audit }
+        Self { rules, keyring, cache, exchanges: Exchanges::new(), audit }
+    }
+
+    /// With the token endpoints of accounts: their access tokens for scopes and their ID tokens come from there.
+    #[must_use]
+    pub fn exchanging(self, exchanges: Exchanges) -> Self {
+        Self { exchanges, ..self }
     }
 
     /// Signs bytes or a digest. Bytes that a verifier could take for a JWT are judged as sign-jwt.
@@ -97,12 +105,12 @@ impl Signer {
         record.finish(signed).await
     }
 
-    /// Makes a JWT and signs it. A minted one may be cached: it has the lifetime that was asked for, but is not always
+    /// Makes a JWT and signs it, and where the account has a token endpoint, gives it there for an access or an ID token. A minted one may be cached: it has the lifetime that was asked for, but is not always
     /// new. While a device works it has 300 s left at least, or all of its lifetime where that is under half an hour.
     ///
     /// # Errors
     /// [`SignError`].
-    pub async fn sign_jwt(self: &Arc<Self>, call: Call<'_>, body: JwtBody) -> Result<Signed<Jwt>, SignError> {
+    pub async fn sign_jwt(self: &Arc<Self>, call: Call<'_>, body: JwtBody) -> Result<Signed<Bearer>, SignError> {
         let mut record = self.audit.begin(&call)?;
         let signed = self.jwt(&call, body, &mut record).await;
         record.finish(signed).await
@@ -134,7 +142,7 @@ impl Signer {
         call: &Call<'_>,
         body: JwtBody,
         record: &mut Record,
-    ) -> Result<Signed<Jwt>, SignError> {
+    ) -> Result<Signed<Bearer>, SignError> {
         let (permit, body) = self.judge(call, body, record)?;
         match body.wanted(&permit).filter(|_| self.cache.is_on()) {
             Some(wanted) => self.cached(call, permit, &wanted, record).await,
@@ -157,12 +165,21 @@ impl Signer {
         record: &mut Record,
     ) -> Result<Minted, SignError> {
         let issued = SystemTime::now();
+        let exchange = self.exchanges.get(&permit.account().email).zip(body.grant());
         let prepare = |key: &Key| {
-            let unsigned = body.unsigned(permit, key, issued)?;
+            let unsigned = match exchange {
+                Some((endpoint, grant)) => request::assertion(permit, key, endpoint.uri(), grant, issued)?,
+                None => body.unsigned(permit, key, issued)?,
+            };
             Ok(ToSign { algorithm: key.algorithm(), digest: unsigned.digest(), of: unsigned })
         };
         let (key, ToSign { algorithm, digest, of }, signature) = self.sign(call, permit, record, prepare).await?;
-        Ok(Minted { key, algorithm, digest, jwt: of.into_jwt(&signature), issued })
+        let jwt = of.into_jwt(&signature);
+        let bearer = match exchange {
+            Some((endpoint, grant)) => endpoint.exchange(&jwt, grant, permit, call.deadline).await?,
+            None => jwt.into(),
+        };
+        Ok(Minted { key, algorithm, digest, bearer, issued })
     }
 
     /// Asks the account's keys in turn: the next one only where the device of the one before can't.

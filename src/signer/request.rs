@@ -6,7 +6,7 @@ use super::{Key, SignError};
 use crate::access::{AccountEmail, Operation, Permit, Request};
 use crate::jwt::claims::{Claims, InvalidClaims};
 use crate::jwt::jws::{self, Shape};
-use crate::jwt::{self, Header, Target, UnsignedJwt};
+use crate::jwt::{self, Grant, Header, Target, UnsignedJwt};
 use crate::key::{Digest, Hash};
 
 /// What is to be signed as it is.
@@ -116,6 +116,15 @@ impl Body {
         }
     }
 
+    /// What a token endpoint would be asked for: nothing for a caller's own claims, nor for an audience, which only a JWT has.
+    pub(super) const fn grant(&self) -> Option<Grant<'_>> {
+        match self {
+            Self::AccessToken { target: Target::Scopes(scopes), .. } => Some(Grant::AccessToken(scopes.as_slice())),
+            Self::IdToken { audience, .. } => Some(Grant::IdToken(audience.as_str())),
+            Self::Claims(_) | Self::AccessToken { .. } => None,
+        }
+    }
+
     /// What the cache knows the JWT by; `None` where each is signed anew: a caller's own claims, what lives so shortly
     /// that most would find it nearly expired, and what is too long to be kept.
     pub(super) fn wanted(&self, permit: &Permit) -> Option<Wanted> {
@@ -159,6 +168,18 @@ impl Body {
             }
         }
     }
+}
+
+/// What is signed to be given to a token endpoint.
+pub(super) fn assertion(
+    permit: &Permit,
+    key: &Key,
+    endpoint: &str,
+    grant: Grant<'_>,
+    now: SystemTime,
+) -> Result<UnsignedJwt, SignError> {
+    let header = Header { algorithm: key.algorithm(), kid: key.kid() };
+    UnsignedJwt::assertion(permit, header, endpoint, grant, now).map_err(|error| invalid("audience", error))
 }
 
 /// Everything that the bytes of a minted JWT depend on, but its key and its time: its scopes a sorted set, its lifetime

@@ -95,6 +95,7 @@ fn the_reference_configuration_loads() {
     let reference = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/signet.toml")).unwrap();
     let folder = Folder::new();
     folder.write("owner-auth", 0o600, "secret\n");
+    folder.write("ca.pem", 0o644, "authorities\n");
     // Its users, groups and module need not exist on this machine.
     let text = reference
         .replace("/usr/lib/softhsm/libsofthsm2.so", folder.path("module.so").to_str().unwrap())
@@ -111,7 +112,10 @@ fn the_reference_configuration_loads() {
     let uncommented: String =
         text.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
     assert_ne!(uncommented, text);
-    folder.load(&uncommented).unwrap();
+    let config = folder.load(&uncommented).unwrap();
+    let [exchange] = config.exchanges.values().collect::<Vec<_>>()[..] else { panic!("one account has an exchange") };
+    assert_eq!(exchange.token_uri, "https://oauth2.googleapis.com/token");
+    assert_eq!(exchange.ca_file.as_deref(), Some(folder.path("ca.pem").as_path()));
 }
 
 #[test]
@@ -220,13 +224,15 @@ fn unknown_field() {
 }
 
 #[test]
-fn keys_of_later_versions_are_unknown() {
-    for (from, to, field) in [
-        ("state_dir", "[listen]\nhttp = \"127.0.0.1:8980\"\n#", "http"),
-        ("[[allow]]", "exchange = true\n[[allow]]", "exchange"),
-    ] {
-        assert_says(&refused(from, to), &[&format!("unknown field `{field}`")]);
-    }
+fn t13_certificate_authorities_of_an_exchange_writable_by_others() {
+    let folder = Folder::new();
+    let exchange = "[account.exchange]\nmode = \"jwt-bearer\"\nca_file = \"ca.pem\"\n[[allow]]";
+    folder.write("signet.toml", 0o644, &folder.text().replace("[[allow]]", exchange));
+    assert_says(&folder.refusal(), &["ca.pem: No such file", "try: correct the path"]);
+    folder.write("ca.pem", 0o666, "authorities\n");
+    assert_says(&folder.refusal(), &["ca.pem can be written by everybody", "try: chmod go-w"]);
+    let http = exchange.replace("ca_file = \"ca.pem\"", "token_uri = \"http://127.0.0.1/token\"");
+    assert_says(&refused("[[allow]]", &http), &["account.exchange.token_uri: ", "try: write it as https://"]);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(super) fn of(error: &SignError) -> Status {
             details.set_retry_info(Some(*retry_after));
             Code::ResourceExhausted
         }
-        SignError::Away(_) => {
+        SignError::Away(_) | SignError::EndpointAway => {
             details.set_retry_info(Some(RETRY_AWAY));
             Code::Unavailable
         }
