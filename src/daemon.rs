@@ -104,22 +104,19 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
     let mut beside = JoinSet::new();
     beside.spawn(Arc::clone(&signer).renew());
     beside.spawn(supervisor::feed_watchdog(Arc::clone(&signer)));
-    if let Some(port) = &port {
-        tracing::info!(address = %port.address()?, "listening for HTTP");
-    }
     tracing::info!(socket = %config.listen.grpc.display(), accounts = config.policy.accounts().len(), "serving");
 
     let (stop, stopped) = channel::channel(());
     let stopping = |mut stopped: channel::Receiver<()>| async move { drop(stopped.changed().await) };
     let auditor = Arc::clone(&signer);
-    let front = http::Front { signer: Arc::clone(&signer) };
     let over_http = async {
         if let Some(port) = port {
-            http::serve(port, front, stopping(stopped.clone())).await;
+            http::serve(port, front(&config, &signer), stopping(stopped.clone())).await;
         }
         Ok(())
     };
-    let over_grpc = grpc::serve(listener, signer, &health, config.max_client_cache_time, stopping(stopped.clone()));
+    let over_grpc =
+        grpc::serve(listener, Arc::clone(&signer), &health, config.max_client_cache_time, stopping(stopped.clone()));
     let mut serving = Box::pin(async { tokio::try_join!(over_grpc, over_http).map(drop) });
     let died = tokio::select! {
         served = &mut serving => Some(served),
@@ -137,6 +134,16 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
     };
     watching.abort();
     served.map_err(anyhow::Error::from_boxed)
+}
+
+/// What is served over HTTP.
+fn front(config: &Config, signer: &Arc<Signer>) -> http::Front {
+    http::Front {
+        signer: Arc::clone(signer),
+        metadata: config.metadata.clone(),
+        cache_time: config.max_client_cache_time,
+        issuer: config.listen.issuer.clone(),
+    }
 }
 
 /// Lets the requests on their way finish, in their time.

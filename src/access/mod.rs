@@ -9,7 +9,7 @@ mod rule;
 
 pub use caller::{Caller, Executable, Sought};
 pub use glob::Glob;
-pub use policy::{Denied, Lifetime, Operation, Permit, Policy, Request};
+pub use policy::{Accounts, Denied, Lifetime, Operation, Permit, Policy, Request};
 pub use rule::{ClaimPattern, ClaimValue, Condition, JUDGED_CLAIMS, Per, Rate, Rule};
 
 use std::fmt;

@@ -94,6 +94,15 @@ pub struct Policy {
     rules: Vec<Rule>,
 }
 
+/// The accounts that a caller may do anything with.
+#[derive(Clone, Debug, Default)]
+pub struct Accounts {
+    /// All of them, in the order of the configuration.
+    pub all: Vec<Arc<Account>>,
+    /// The one that the caller means by naming none: the default account, or the only one.
+    pub default: Option<Arc<Account>>,
+}
+
 impl Policy {
     /// Takes the configured accounts and compiled rules.
     #[must_use]
@@ -156,6 +165,17 @@ impl Policy {
     pub fn knows(&self, caller: &Caller, account: &AccountEmail) -> bool {
         let concerns = |rule: &Rule| rule.check_parties(caller, account).is_ok() && !rule.operations.is_empty();
         self.account(account).is_some() && self.rules.iter().any(concerns)
+    }
+
+    /// The accounts that a caller may do anything with.
+    #[must_use]
+    pub fn accounts_of(&self, caller: &Caller) -> Accounts {
+        let all: Vec<_> = self.accounts.iter().filter(|account| self.knows(caller, &account.email)).cloned().collect();
+        let default = self.default_account().filter(|default| all.contains(default)).or(match all.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        });
+        Accounts { default: default.cloned(), all }
     }
 
     /// What each rule says to a request, in their order: it matches, or the first condition that does not hold.
@@ -289,6 +309,27 @@ mod tests {
         }
         let rule = Rule { users: Some(vec![ALICE]), ..open_rule() };
         assert_eq!(check(rule, &caller(0), &request(&email("a@x"), Operation::SignBlob)), Err(Condition::Users));
+    }
+
+    #[test]
+    fn the_default_account_of_a_caller_is_the_default_one_or_the_only_one() {
+        let to = |uid: u32, emails: &[&str]| Rule {
+            users: Some(vec![uid]),
+            accounts: emails.iter().map(|text| email(text)).collect(),
+            ..open_rule()
+        };
+        let accounts = vec![account("a@x"), Account { default: true, ..account("b@x") }, account("c@x")];
+        let policy = Policy::new(accounts, vec![to(1, &["a@x", "b@x"]), to(2, &["a@x", "c@x"]), to(3, &["c@x"])]);
+        for (uid, all, default) in [
+            (1, ["a@x", "b@x"].as_slice(), Some("b@x")),
+            (2, &["a@x", "c@x"], None),
+            (3, &["c@x"], Some("c@x")),
+            (4, &[], None),
+        ] {
+            let of = policy.accounts_of(&caller(uid));
+            assert_eq!(of.all.iter().map(|account| account.email.as_str()).collect::<Vec<_>>(), all, "{uid}");
+            assert_eq!(of.default.as_ref().map(|account| account.email.as_str()), default, "{uid}");
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) cache: Cache,
     #[serde(default)]
+    pub(super) metadata: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
     pub(super) device: Vec<Device>,
     #[serde(default)]
     pub(super) account: Vec<Account>,
@@ -42,6 +44,7 @@ pub(super) struct File {
 pub(super) struct Listen {
     pub(super) grpc: Option<Spanned<PathBuf>>,
     pub(super) http: Option<Spanned<String>>,
+    pub(super) issuer: Option<String>,
     pub(super) group: Option<Spanned<Principal>>,
     pub(super) mode: Option<Spanned<String>>,
 }
@@ -472,6 +475,7 @@ mod tests {
             "[[account]]",
             "[listen]",
             "[audit]",
+            "[metadata]",
             "\n",
             "\r\n",
             " = ",

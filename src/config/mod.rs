@@ -7,6 +7,7 @@ mod credentials;
 mod devices;
 mod exchange;
 mod file;
+mod http;
 mod rules;
 
 use std::collections::BTreeMap;
@@ -48,6 +49,8 @@ pub struct Config {
     pub exchanges: BTreeMap<AccountEmail, Exchange>,
     /// The audit log.
     pub audit: Audit,
+    /// What the metadata server tells besides accounts, by its path below `/computeMetadata/v1/`.
+    pub metadata: BTreeMap<String, String>,
     /// How many minted JWTs are kept; 0: none.
     pub cache_entries: usize,
     /// How long verifiers may keep public keys.
@@ -65,6 +68,8 @@ pub struct Listen {
     pub group: Option<u32>,
     /// The loopback address and port for HTTP, where it is on.
     pub http: Option<SocketAddr>,
+    /// The issuer of the discovery document; absent: the default account's email.
+    pub issuer: Option<String>,
 }
 
 /// The audit log.
@@ -103,6 +108,7 @@ impl Config {
             policy: Policy::new(accounts, rules),
             exchanges,
             audit: Audit::new(source, folder, &state_dir, written.audit)?,
+            metadata: http::metadata(source, written.metadata)?,
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
             state_dir,
@@ -184,18 +190,9 @@ impl Listen {
             }
         };
         let group = written.group.map(|group| gid(source, "listen.group", &group)).transpose()?;
-        let http = written.http.map(|address| loopback(source, &address)).transpose()?;
-        Ok(Self { grpc, mode, group, http })
+        let http = written.http.map(|address| http::loopback(source, &address)).transpose()?;
+        Ok(Self { grpc, mode, group, http, issuer: written.issuer })
     }
-}
-
-/// An address of loopback as it stands there: a name could come to mean another one.
-fn loopback(source: Source<'_>, written: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
-    let address = written.get_ref().parse::<SocketAddr>().ok();
-    address.filter(|address| address.ip().is_loopback()).ok_or_else(|| {
-        let what = format!("{:?} is no address of loopback with a port", written.get_ref());
-        source.wrong(written.span(), "listen.http", what, r#"write "127.0.0.1:8980", or another port"#)
-    })
 }
 
 /// Reads a file that nobody else can change; returns its path without links too.

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::{Global, sign};
 use crate::access::AccountEmail;
 use crate::file;
+use crate::jwt::jwk;
 
 /// Write the public keys of every account as static files, for a web server or a bucket
 ///
@@ -61,18 +62,13 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     global.show(&json!({ "written": written }), written.join("\n"))
 }
 
-/// OpenID Connect Discovery 1.0, 3: what a verifier of our ID tokens looks up. Their `iss` is the account's email.
+/// The discovery document of an account: the `iss` of its JWTs is its email.
 fn discovery(account: &AccountEmail, url: &str, jwks: &str) -> Result<String, Failure> {
     let jwks: serde_json::Value = serde_json::from_str(jwks).map_err(Failure::new)?;
     let keys = jwks.get("keys").and_then(|keys| keys.as_array()).map(Vec::as_slice).unwrap_or_default();
     let algorithms: BTreeSet<_> = keys.iter().filter_map(|key| key.get("alg")?.as_str()).collect();
-    let document = json!({
-        "issuer": account,
-        "jwks_uri": format!("{}/{account}/jwks.json", url.trim_end_matches('/')),
-        "response_types_supported": ["id_token"],
-        "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": algorithms,
-    });
+    let jwks_uri = format!("{}/{account}/jwks.json", url.trim_end_matches('/'));
+    let document = jwk::discovery(account.as_str(), &jwks_uri, &algorithms);
     serde_json::to_string_pretty(&document).map_err(Failure::new)
 }
 

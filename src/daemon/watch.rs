@@ -133,9 +133,19 @@ impl Watch {
         }
         seen.forget_checks();
         let fixed = |config: &Config| {
-            let Config { devices, listen, audit, cache_entries, state_dir, max_client_cache_time, exchanges, .. } =
-                config.clone();
-            (devices, listen, audit, cache_entries, state_dir, max_client_cache_time, exchanges)
+            let Config {
+                policy: _,
+                path: _,
+                devices,
+                listen,
+                metadata,
+                audit,
+                cache_entries,
+                state_dir,
+                max_client_cache_time,
+                exchanges,
+            } = config.clone();
+            (devices, listen, metadata, audit, cache_entries, state_dir, max_client_cache_time, exchanges)
         };
         if fixed(&config) != fixed(&self.config) {
             tracing::warn!("more than accounts and rules changed in the configuration: restart signetd for the rest");

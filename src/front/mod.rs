@@ -3,6 +3,8 @@
 mod admission;
 pub mod grpc;
 pub mod http;
+mod iam;
 mod identity;
+mod limits;
 pub mod listen;
 mod peer;

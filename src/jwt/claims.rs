@@ -199,6 +199,9 @@ pub(super) fn check_audience(audience: &str) -> Result<(), &'static str> {
     if audience.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err("an audience with white space or control characters");
     }
+    if audience.len() > json::MAX_STRING {
+        return Err("an audience of over 4096 bytes");
+    }
     Ok(())
 }
 
@@ -209,6 +212,9 @@ pub(super) fn check_scope(scope: &str) -> Result<(), &'static str> {
     }
     if !scope.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"\\,".contains(&byte)) {
         return Err("a scope with white space or characters that no scope has");
+    }
+    if scope.len() > json::MAX_STRING {
+        return Err("a scope of over 4096 bytes");
     }
     Ok(())
 }

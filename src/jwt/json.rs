@@ -154,6 +154,6 @@ fn inexact<E: Error>() -> E {
 
 const MAX_BYTES: usize = 16 * 1024;
 const MAX_DEPTH: usize = 16;
-const MAX_STRING: usize = 4 * 1024;
+pub(super) const MAX_STRING: usize = 4 * 1024;
 /// The largest integer up to which a double holds every one exactly (RFC 8259, section 6).
 const MAX_INTEGER: u64 = (1 << 53) - 1;

@@ -1,5 +1,7 @@
 //! Public keys as documents for verifiers: JWKS (RFC 7517), Google's x509 map and raw keys.
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Map, Value, json};
@@ -26,10 +28,11 @@ pub fn jwks(keys: &[PublishedKey<'_>]) -> String {
     json!({ "keys": keys }).to_string()
 }
 
-/// Google's map from kid to PEM certificate.
+/// Google's map from kid to PEM certificate. A key without one is not in it.
 #[must_use]
 pub fn x509_map(keys: &[PublishedKey<'_>]) -> String {
-    let map: Map<_, _> = keys.iter().map(|key| (key.kid.to_string(), Value::from(key.certificate))).collect();
+    let certified = keys.iter().filter(|key| !key.certificate.is_empty());
+    let map: Map<_, _> = certified.map(|key| (key.kid.to_string(), Value::from(key.certificate))).collect();
     Value::from(map).to_string()
 }
 
@@ -38,6 +41,18 @@ pub fn x509_map(keys: &[PublishedKey<'_>]) -> String {
 pub fn raw(keys: &[PublishedKey<'_>]) -> String {
     let keys: Vec<_> = keys.iter().filter_map(raw_key).collect();
     json!({ "keyvalues": keys }).to_string()
+}
+
+/// What a verifier of an account's JWTs looks up (OpenID Connect Discovery 1.0, 3).
+#[must_use]
+pub fn discovery(issuer: &str, jwks_uri: &str, algorithms: &BTreeSet<&str>) -> Value {
+    json!({
+        "issuer": issuer,
+        "jwks_uri": jwks_uri,
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": algorithms,
+    })
 }
 
 fn jwk(key: &PublishedKey<'_>) -> Value {

@@ -14,6 +14,7 @@ use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health, SignRequest};
 use crate::file::StateDir;
 use crate::jwt::certificate;
+use crate::jwt::jwk::PublishedKey;
 use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey, Signature};
 use crate::keyring::{self, KeyRecord, KeyState, KeyringError};
 
@@ -167,6 +168,13 @@ impl Key {
     #[must_use]
     pub fn certificate(&self) -> Option<&str> {
         self.certificate.as_deref()
+    }
+
+    /// What verifiers are told of it.
+    #[must_use]
+    pub fn published(&self) -> PublishedKey<'_> {
+        let certificate = self.certificate().unwrap_or_default();
+        PublishedKey { kid: &self.kid, algorithm: self.algorithm, public_key: &self.public_key, certificate }
     }
 
     /// The name of its device.

@@ -18,9 +18,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::access::{Account, AccountEmail, Caller, Permit, Policy, Request, Sought, UniqueId};
+use crate::access::{Account, AccountEmail, Accounts, Caller, Permit, Policy, Request, Sought, UniqueId};
 use crate::key::{Algorithm, Digest, KeyId, Signature};
 pub use crate::keyring::KeyState;
 use audit::Record;
@@ -43,6 +44,7 @@ pub struct Signer {
     cache: Cache,
     exchanges: Exchanges,
     audit: Audit,
+    changes: watch::Sender<()>,
 }
 
 /// Who asks, through which rpc, for which account, and until when.
@@ -81,7 +83,7 @@ impl Signer {
     #[must_use]
     pub fn new(policy: Policy, keyring: LiveKeyring, cache: Cache, audit: Audit) -> Self {
         let (rules, keyring) = (ArcSwap::from_pointee(Rules::new(policy)), ArcSwap::from_pointee(keyring));
-        Self { rules, keyring, cache, exchanges: Exchanges::new(), audit }
+        Self { rules, keyring, cache, exchanges: Exchanges::new(), audit, changes: watch::Sender::default() }
     }
 
     /// With the token endpoints of accounts: their access tokens for scopes and their ID tokens come from there.
@@ -264,6 +266,36 @@ impl Signer {
         record.finish(told).await
     }
 
+    /// Tells which accounts a caller may do anything with.
+    ///
+    /// # Errors
+    /// [`SignError`].
+    pub async fn accounts(&self, call: Call<'_>) -> Result<Accounts, SignError> {
+        let mut record = self.audit.begin(&call)?;
+        let accounts = self.rules.load().policy.accounts_of(call.caller);
+        record.told(!accounts.all.is_empty());
+        record.finish(Ok(accounts)).await
+    }
+
+    /// The account that a caller means by naming none, where there is one. It is for a request that is then judged.
+    #[must_use]
+    pub fn default_of(&self, caller: &Caller) -> Option<AccountEmail> {
+        let accounts = self.rules.load().policy.accounts_of(caller);
+        accounts.default.map(|account| account.email.clone())
+    }
+
+    /// The account that an empty one in a request means, where there is one.
+    #[must_use]
+    pub fn default_account(&self) -> Option<AccountEmail> {
+        self.rules.load().policy.default_account().map(|account| account.email.clone())
+    }
+
+    /// Is told whenever rules or keys have become others.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
     /// The published keys of an account, the one that signs first. Open to every caller: there is nothing to decide.
     ///
     /// # Errors
@@ -304,6 +336,7 @@ impl Signer {
         let rules = Rules::following(policy, &self.rules.load());
         self.rules.store(Arc::new(rules));
         self.forget();
+        self.changes.send_replace(());
     }
 
     /// Takes another keyring; requests on their way keep the old one.
@@ -311,6 +344,7 @@ impl Signer {
         keyring.follow(&self.keyring.load());
         self.keyring.store(Arc::new(keyring));
         self.forget();
+        self.changes.send_replace(());
     }
 
     /// Forgets cached JWTs of accounts that are gone and of keys that have gone or have a newer one beside them, which is

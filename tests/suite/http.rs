@@ -1,14 +1,13 @@
 //! HTTP on loopback: who is served, and which bytes are a request at all (T11, T12).
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
-use std::time::Duration;
+use std::io::Write as _;
+use std::net::SocketAddr;
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::support::daemon::TestDaemon;
+use crate::support::http::{connect, raw, send_as, until_closed};
 
 /// A daemon without a device, and where it listens.
 fn daemon() -> (TestDaemon, SocketAddr) {
@@ -16,32 +15,6 @@ fn daemon() -> (TestDaemon, SocketAddr) {
     let daemon = TestDaemon::start(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{device}")));
     let address = daemon.http();
     (daemon, address)
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    stream
-}
-
-/// Everything that comes until the daemon closes.
-fn until_closed(mut stream: &TcpStream) -> String {
-    let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer) {
-        Ok(_) => {}
-        // What was sent and not read makes of a close a reset.
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-        Err(error) => panic!("it is not closed ({error}): {}", String::from_utf8_lossy(&answer)),
-    }
-    String::from_utf8(answer).unwrap()
-}
-
-/// What these bytes get, until the daemon closes.
-fn raw(address: SocketAddr, bytes: &[u8]) -> String {
-    let mut stream = connect(address);
-    // It may refuse before all of it is sent.
-    let _ = stream.write_all(bytes);
-    until_closed(&stream)
 }
 
 /// The status of the answer to a request that is the last one of its connection.
@@ -173,17 +146,7 @@ fn idle_connections_and_slow_drips_keep_nobody_out() {
         })
         .collect();
     if nix::unistd::geteuid().is_root() {
-        let script = format!(
-            "exec 3<>/dev/tcp/{}/{}; printf '{HEALTH}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3",
-            address.ip(),
-            address.port()
-        );
-        let output = Command::new("setpriv")
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c", &script])
-            .output()
-            .unwrap();
-        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(answer.starts_with("HTTP/1.1 200 "), "another user is kept out: {answer}");
+        assert_eq!(send_as(65534, address, "GET /healthz", &[]).status, 200, "another user is kept out");
     }
     // Those of the user's own that say nothing are closed, and then there is room again.
     for stream in idle.iter().chain(&drips) {

@@ -1,5 +1,6 @@
 //! What a supervisor sees of the daemon: ready, reloading, stopping, the watchdog, and the socket that it hands over.
 
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Command;
@@ -11,6 +12,7 @@ use signet::proto::{self, sign_blob_request as blob};
 use tonic_types::StatusExt as _;
 
 use crate::support::daemon::TestDaemon;
+use crate::support::http::send;
 use crate::support::softhsm::SoftHsm;
 
 /// The supervisor's end of the notifications.
@@ -124,7 +126,7 @@ fn a_device_that_is_known_to_be_away_feeds_the_watchdog() {
 }
 
 /// The command with this socket at descriptors 3 and 4, as systemd passes it.
-fn with_socket(daemon: &TestDaemon, socket: UnixListener, count: u8, names: &str) -> Command {
+fn with_socket(daemon: &TestDaemon, socket: impl Into<OwnedFd>, count: u8, names: &str) -> Command {
     let signetd = daemon.command();
     let mut command = Command::new("sh");
     command
@@ -133,7 +135,7 @@ fn with_socket(daemon: &TestDaemon, socket: UnixListener, count: u8, names: &str
         .args(signetd.get_args())
         .env("LISTEN_FDS", count.to_string())
         .env("LISTEN_FDNAMES", names)
-        .stdin(OwnedFd::from(socket));
+        .stdin(socket.into());
     command
 }
 
@@ -168,4 +170,17 @@ fn of_several_sockets_one_must_be_named() {
     let output = with_socket(&daemon, socket, 2, "one:another").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && said.contains("none is named grpc"), "{said}");
+}
+
+#[tokio::test]
+async fn a_port_that_was_passed_is_served_beside_the_socket() {
+    let Some((_token, mut daemon)) = prepared("") else { return };
+    let configured = std::fs::read_to_string(daemon.config_file()).unwrap();
+    daemon.configure(&configured.replacen("grpc =", "http = \"127.0.0.1:1\"\ngrpc =", 1));
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap();
+    daemon.spawn_as(with_socket(&daemon, port, 1, "http"));
+    assert_eq!(daemon.http(), address);
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    assert_eq!(send(address, "GET /readyz", &[], "").status, 200);
 }

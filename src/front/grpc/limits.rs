@@ -14,6 +14,7 @@ use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
+use super::super::limits::{LARGEST_PAYLOAD, SMALL_MESSAGE};
 use super::status;
 use super::upload::Uploads;
 use crate::access::Caller;
@@ -41,15 +42,6 @@ pub(super) fn small(message: &impl Message) -> Result<(), SignError> {
     let length = message.encoded_len();
     if length > SMALL_MESSAGE {
         return Err(too_large(format!("{length} bytes; this rpc takes {SMALL_MESSAGE}")));
-    }
-    Ok(())
-}
-
-/// Refuses a payload above its limit.
-pub(super) fn payload(payload: &[u8]) -> Result<(), SignError> {
-    if payload.len() > LARGEST_PAYLOAD {
-        let problem = format!("{} bytes; at most {LARGEST_PAYLOAD}: sign a digest instead", payload.len());
-        return Err(SignError::Invalid { field: "payload", problem });
     }
     Ok(())
 }
@@ -122,8 +114,6 @@ fn too_large(problem: String) -> SignError {
 pub(super) const STREAMS: u32 = 64;
 pub(super) const HEADERS: u32 = 8 << 10;
 pub(super) const LARGEST_MESSAGE: usize = LARGEST_PAYLOAD + SMALL_MESSAGE;
-const LARGEST_PAYLOAD: usize = 1 << 20;
-const SMALL_MESSAGE: usize = 64 << 10;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(300);
 const MARGIN: Duration = Duration::from_millis(30);

@@ -7,7 +7,8 @@ use prost::Message;
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
-use super::limits::{deadline, payload, small, within};
+use super::super::limits::payload;
+use super::limits::{deadline, small, within};
 use crate::access::{Account, Caller};
 use crate::key::{Algorithm, Signature};
 use crate::signer::{Bytes, Call, JwtBody, Key, SignError, Signed, Signer};

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::rpc::{Asked, SignedJwt, caller, invalid, lifetime};
 use crate::jwt::Target;
 use crate::jwt::certificate::validity;
-use crate::jwt::jwk::{PublishedKey, jwks};
+use crate::jwt::jwk::jwks;
 use crate::key;
 use crate::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
 use crate::signer::{self, Bytes, DeviceState, DeviceStatus, JwtBody, Key, KeyState, SignError, Signed, Signer};
@@ -82,7 +82,7 @@ impl proto::signer_server::Signer for Service {
         request: Request<proto::GetPublicCertificatesRequest>,
     ) -> Answer<proto::GetPublicCertificatesResponse> {
         let keys = self.signer.published(&request.into_inner().account)?;
-        let published: Vec<_> = keys.iter().map(|key| published(key)).collect();
+        let published: Vec<_> = keys.iter().map(|key| key.published()).collect();
         Ok(Response::new(proto::GetPublicCertificatesResponse {
             certificates: keys.iter().map(|key| certificate(key)).collect(),
             max_client_cache_time: prost_types::Duration::try_from(self.cache_time).ok(),
@@ -129,15 +129,6 @@ fn algorithm_of(algorithm: i32) -> Result<Option<key::Algorithm>, SignError> {
         proto::Algorithm::Ps256 => Some(key::Algorithm::Ps256),
         proto::Algorithm::Es256 => Some(key::Algorithm::Es256),
     })
-}
-
-fn published(key: &Key) -> PublishedKey<'_> {
-    PublishedKey {
-        kid: key.kid(),
-        algorithm: key.algorithm(),
-        public_key: key.public_key(),
-        certificate: key.certificate().unwrap_or_default(),
-    }
 }
 
 fn certificate(key: &Key) -> proto::PublicCertificate {

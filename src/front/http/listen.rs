@@ -13,6 +13,7 @@ use crate::access::Caller;
 /// The port.
 #[derive(Debug)]
 pub struct Listener {
+    address: SocketAddr,
     socket: TcpListener,
     connections: Connections,
     told: Told,
@@ -40,6 +41,8 @@ impl BindError {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
+    /// Where it came to.
+    pub(super) address: SocketAddr,
     /// Whose it is.
     pub(super) uid: u32,
     _place: Place,
@@ -66,15 +69,9 @@ impl Listener {
         }
         peer::may_ask()?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: TcpListener::from_std(socket)?, connections: Connections::default(), told: Told::default() })
-    }
-
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// Whatever the kernel says.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        let socket = TcpListener::from_std(socket)?;
+        tracing::info!(%address, "listening for HTTP");
+        Ok(Self { address, socket, connections: Connections::default(), told: Told::default() })
     }
 
     /// The next connection within the limits whose user is known. All others are closed at once.
@@ -110,7 +107,7 @@ impl Listener {
             }
             return None;
         };
-        Some(Connection { stream, uid, _place: place })
+        Some(Connection { stream, address: self.address, uid, _place: place })
     }
 }
 

@@ -1,29 +1,38 @@
 //! HTTP/1.1 on a loopback port: what Google's client libraries ask a metadata server and the IAM Credentials API for, public
 //! keys, and how the daemon is. Who asks, the kernel says of each connection.
 
+mod certificates;
 mod guard;
+mod iam;
 mod listen;
+mod metadata;
 mod peer;
 mod reply;
 mod strict;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hyper::body::{Body as _, Incoming};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::access::Caller;
-use crate::signer::Signer;
+use crate::signer::{Call, Signer};
 use listen::Connection;
 pub use listen::{BindError, Listener, bind};
-use reply::Reply;
+use reply::{Refusal, Reply};
 use strict::Strict;
 
 /// What every request is answered from.
@@ -31,11 +40,28 @@ use strict::Strict;
 pub struct Front {
     /// What signs.
     pub signer: Arc<Signer>,
+    /// What the metadata server tells besides accounts, by its path below `/computeMetadata/v1/`.
+    pub metadata: BTreeMap<String, String>,
+    /// How long verifiers may keep public keys.
+    pub cache_time: Duration,
+    /// What the discovery document says; absent: the default account's email.
+    pub issuer: Option<String>,
 }
 
-/// A request that passed the guard.
+/// What all requests of a connection have in common.
+#[derive(Clone)]
+struct Peer {
+    caller: Arc<Caller>,
+    /// Where it came to.
+    address: SocketAddr,
+    /// Is told when the daemon stops: nothing is to wait any longer.
+    stopped: watch::Receiver<()>,
+}
+
+/// A request that passed the guard, without its body.
 struct Asked {
-    request: Request<Incoming>,
+    peer: Peer,
+    head: Parts,
 }
 
 /// Serves until `stop` is done; then nobody else is let in, and the requests on their way finish.
@@ -67,13 +93,14 @@ impl Front {
                 return tracing::warn!(uid, %error, "closed a connection: the user database does not tell the user's groups");
             }
         };
+        let peer = Peer { caller, address: connection.address, stopped: stopped.clone() };
         let (stream, progress) = Strict::new(connection.stream);
         let service = service_fn(|request: Request<Incoming>| {
             // A length that is not known is refused below: nothing behind that head is read as a request.
             progress.begins(request.body().size_hint().exact().unwrap_or_default());
-            let (front, caller, progress) = (Arc::clone(&self), Arc::clone(&caller), Arc::clone(&progress));
+            let (front, peer, progress) = (Arc::clone(&self), peer.clone(), Arc::clone(&progress));
             async move {
-                let reply = front.answer(&caller, request).await;
+                let reply = front.answer(peer, request).await;
                 progress.ends();
                 Ok::<_, Infallible>(reply)
             }
@@ -87,37 +114,64 @@ impl Front {
             }
         };
         if let Err(error) = served {
-            tracing::debug!(uid = caller.uid, %error, "a connection ended");
+            tracing::debug!(uid = connection.uid, %error, "a connection ended");
         }
     }
 
-    async fn answer(&self, caller: &Caller, request: Request<Incoming>) -> Reply {
+    async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Reply {
+        let uid = peer.caller.uid;
         let reply = match guard::admit(&request) {
-            Ok(()) => self.route(Asked { request }).await,
+            Ok(()) => {
+                let (head, body) = request.into_parts();
+                self.route(&Asked { peer, head }, body).await
+            }
             Err(refusal) => refusal.into(),
         };
-        tracing::debug!(uid = caller.uid, status = reply.status().as_u16(), "answered");
+        tracing::debug!(uid, status = reply.status().as_u16(), "answered");
         reply
     }
 
-    async fn route(&self, asked: Asked) -> Reply {
-        match asked.request.uri().path() {
+    async fn route(&self, asked: &Asked, body: Incoming) -> Reply {
+        match asked.head.uri.path() {
             "/healthz" => asked.reading(|| reply::text(StatusCode::OK, "ok\n")),
             "/readyz" => asked.reading(|| match self.signer.can_sign() {
                 true => reply::text(StatusCode::OK, "ready\n"),
                 false => reply::text(StatusCode::SERVICE_UNAVAILABLE, "no account can sign now\n"),
             }),
+            "/.well-known/openid-configuration" => self.discovery(asked),
+            path if path == "/" || path.starts_with("/computeMetadata") => self.metadata(asked).await,
+            path if path.starts_with("/v1/projects/") => self.iam(asked, body).await,
+            path if path.starts_with("/robot/") || path.starts_with("/service_accounts/") => self.certificates(asked),
             _ => reply::not_found(),
         }
     }
 }
 
 impl Asked {
+    fn call<'a>(&'a self, rpc: &'static str, account: &'a str) -> Call<'a> {
+        Call { caller: &self.peer.caller, rpc, account, deadline: Instant::now() + PATIENCE }
+    }
+
+    fn is_reading(&self) -> bool {
+        matches!(self.head.method, Method::GET | Method::HEAD)
+    }
+
     /// The answer to GET and HEAD; other methods are refused.
     fn reading(&self, answer: impl FnOnce() -> Reply) -> Reply {
-        match *self.request.method() {
-            Method::GET | Method::HEAD => answer(),
-            _ => reply::not_allowed("GET, HEAD"),
-        }
+        if self.is_reading() { answer() } else { reply::not_allowed("GET, HEAD") }
     }
 }
+
+/// The whole body of a request, where it is not longer than this and comes in time.
+async fn read(body: Incoming, most: usize) -> Result<Bytes, Refusal> {
+    match Limited::new(body, most).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than this request takes"))
+        }
+        Err(_broken) => Err(Refusal(StatusCode::BAD_REQUEST, "the body did not come")),
+    }
+}
+
+/// For how long a caller waits for a signature.
+const PATIENCE: Duration = Duration::from_secs(30);

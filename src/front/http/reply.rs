@@ -1,9 +1,14 @@
 //! Answers.
 
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
+
+use crate::signer::SignError;
 
 pub(super) type Reply = Response<Full<Bytes>>;
 
@@ -20,7 +25,50 @@ pub(super) fn of(status: StatusCode, content_type: &'static str, body: impl Into
 }
 
 pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
-    of(status, "text/plain; charset=utf-8", body)
+    of(status, TEXT, body)
+}
+
+/// A secret: nothing on the way keeps it.
+pub(super) fn secret(mut reply: Reply) -> Reply {
+    reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply
+}
+
+/// An answer that a caller who has it already knows again.
+pub(super) fn tagged(content_type: &'static str, body: String) -> Reply {
+    let tag: String =
+        digest(&SHA256, body.as_bytes()).as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let mut reply = of(StatusCode::OK, content_type, body);
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        reply.headers_mut().insert(ETAG, tag);
+    }
+    reply
+}
+
+/// An error of the signer: how HTTP and Google's APIs call it.
+pub(super) fn status(error: &SignError) -> (StatusCode, &'static str) {
+    match error {
+        SignError::Denied => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
+        SignError::Invalid { .. } => (StatusCode::BAD_REQUEST, "INVALID_ARGUMENT"),
+        SignError::Busy { .. } | SignError::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED"),
+        SignError::Away(_) | SignError::EndpointAway => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+        SignError::Late => (StatusCode::GATEWAY_TIMEOUT, "DEADLINE_EXCEEDED"),
+        // No retry helps, so it is none of those that clients retry.
+        SignError::Operator { .. } => (StatusCode::BAD_REQUEST, "FAILED_PRECONDITION"),
+        SignError::Withheld => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL"),
+    }
+}
+
+/// Says when a retry helps, where one does.
+pub(super) fn retry(mut reply: Reply, error: &SignError) -> Reply {
+    let after = match error {
+        SignError::Busy { retry_after } | SignError::RateLimited { retry_after } => *retry_after,
+        SignError::Away(_) | SignError::EndpointAway => RETRY_AWAY,
+        _ => return reply,
+    };
+    let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+    reply.headers_mut().insert(RETRY_AFTER, seconds.into());
+    reply
 }
 
 pub(super) fn not_found() -> Reply {
@@ -46,6 +94,10 @@ impl From<Refusal> for Reply {
     }
 }
 
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+pub(super) const JSON: &str = "application/json";
+/// A device process is started again within 2 s.
+const RETRY_AWAY: Duration = Duration::from_secs(2);
 const EVERYWHERE: [(&str, &str); 4] = [
     ("metadata-flavor", "Google"),
     ("server", "Metadata Server for VM"),

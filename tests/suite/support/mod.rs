@@ -3,6 +3,7 @@
 pub(crate) mod daemon;
 pub(crate) mod desk;
 pub(crate) mod fake;
+pub(crate) mod http;
 pub(crate) mod keys;
 pub(crate) mod modules;
 pub(crate) mod softhsm;

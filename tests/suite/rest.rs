@@ -1,0 +1,211 @@
+//! The IAM Credentials API as REST, and public keys over HTTP.
+
+use std::net::SocketAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+use signet::jwt::certificate;
+use signet::key::{Algorithm, Digest, Hash, PublicKey, Signature};
+use tonic_health::ServingStatus;
+
+use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::http::{Answer, send, send_as};
+use crate::support::softhsm::SoftHsm;
+
+const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+
+async fn daemon() -> Option<(SoftHsm, TestDaemon, SocketAddr)> {
+    let token = SoftHsm::new()?;
+    let more = format!("http = \"127.0.0.1:0\"\n{}", token.toml());
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&more));
+    daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    let address = daemon.http();
+    Some((token, daemon, address))
+}
+
+fn post(address: SocketAddr, verb: &str, body: &str) -> Answer {
+    let line = format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:{verb}");
+    send(address, &line, &["Content-Type: application/json"], body)
+}
+
+fn good(address: SocketAddr, verb: &str, body: &Value) -> Value {
+    let answer = post(address, verb, &body.to_string());
+    assert_eq!((answer.status, answer.header("cache-control")), (200, Some("no-store")), "{verb} {body}: {answer:?}");
+    answer.json()
+}
+
+fn public_key(daemon: &TestDaemon) -> PublicKey {
+    let pem = std::fs::read_to_string(daemon.state().join("certificates/k.pem")).unwrap();
+    certificate::public_key(&pem).unwrap()
+}
+
+/// The claims of a JWT whose signature is the key's.
+fn verified(daemon: &TestDaemon, jwt: &Value) -> Value {
+    let (signed, signature) = jwt.as_str().unwrap().rsplit_once('.').unwrap();
+    verify(daemon, signed.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).unwrap());
+    let payload = signed.split_once('.').unwrap().1;
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap()
+}
+
+fn verify(daemon: &TestDaemon, message: &[u8], signature: &[u8]) {
+    let digest = Digest::of(Hash::Sha256, message);
+    let signature = Signature::from_bytes(signature.to_vec());
+    public_key(daemon).verify(Algorithm::Rs256, &digest, &signature).unwrap();
+}
+
+#[tokio::test]
+async fn the_four_methods_answer_as_googles_clients_read_it() {
+    let Some((_token, daemon, address)) = daemon().await else { return };
+    // Python: an absent list is null, and truth values are text.
+    let token =
+        good(address, "generateAccessToken", &json!({"delegates": null, "scope": [SCOPE], "lifetime": "3600s"}));
+    assert_eq!(verified(&daemon, &token["accessToken"])["scope"], SCOPE);
+    let expires = token["expireTime"].as_str().unwrap();
+    assert!(
+        expires.len() == "2026-01-01T00:00:00Z".len() && expires.ends_with('Z'),
+        "Python reads no decimals: {expires}"
+    );
+    for include in [json!("true"), json!(true), json!("True")] {
+        let asked = json!({"audience": "https://a.example", "includeEmail": include, "useEmailAzp": "true"});
+        let claims = verified(&daemon, &good(address, "generateIdToken", &asked)["token"]);
+        assert_eq!(
+            (&claims["aud"], &claims["email"], &claims["email_verified"]),
+            (&json!("https://a.example"), &json!(ACCOUNT), &json!(true))
+        );
+    }
+    let without = good(address, "generateIdToken", &json!({"audience": "a", "includeEmail": "false"}));
+    assert_eq!(verified(&daemon, &without["token"]).get("email_verified"), None);
+    let blob = b"GOOG4-RSA-SHA256\n\xfb\xff\xfe";
+    for encoded in [STANDARD.encode(blob), URL_SAFE_NO_PAD.encode(blob)] {
+        let signed = good(address, "signBlob?alt=json", &json!({"delegates": [], "payload": encoded}));
+        assert_eq!(signed["keyId"], "k");
+        verify(&daemon, blob, &STANDARD.decode(signed["signedBlob"].as_str().unwrap()).unwrap());
+    }
+    let signed = good(address, "signJwt", &json!({"payload": json!({"aud": "a", "role": "r"}).to_string()}));
+    let claims = verified(&daemon, &signed["signedJwt"]);
+    assert_eq!((&signed["keyId"], &claims["role"]), (&json!("k"), &json!("r")));
+
+    let form = "audience=https%3A%2F%2Fa.example&includeEmail=true";
+    let line = format!("POST /v1/projects/-/serviceAccounts/{}:generateIdToken", ACCOUNT.replace('@', "%40"));
+    let answer = send(address, &line, &["Content-Type: application/x-www-form-urlencoded"], form);
+    assert_eq!(verified(&daemon, &answer.json()["token"])["aud"], "https://a.example");
+    let locations = send(address, &format!("GET /v1/projects/-/serviceAccounts/{ACCOUNT}/allowedLocations"), &[], "");
+    assert_eq!((locations.status, locations.json()), (200, json!({"encodedLocations": "0x0", "locations": []})));
+}
+
+#[tokio::test]
+async fn errors_are_googles_and_say_what_to_do() {
+    let Some((_token, daemon, address)) = daemon().await else { return };
+    let large = STANDARD.encode(vec![0; (1 << 20) + 1]);
+    for (verb, body, field) in [
+        ("generateAccessToken", json!({"scope": []}), "scope: "),
+        ("generateAccessToken", json!({}), "scope: "),
+        ("generateAccessToken", json!({"scope": ["a b"]}), "scope: "),
+        ("generateAccessToken", json!({"scope": [SCOPE], "lifetime": "3601s"}), "lifetime: "),
+        ("generateAccessToken", json!({"scope": [SCOPE], "lifetime": "3600"}), "lifetime: "),
+        (
+            "generateAccessToken",
+            json!({"scope": [SCOPE], "delegates": ["projects/-/serviceAccounts/x@y"]}),
+            "delegates: ",
+        ),
+        ("generateAccessToken", json!({"scope": SCOPE}), "body: "),
+        ("generateIdToken", json!({"audience": ""}), "audience: "),
+        ("generateIdToken", json!({"audience": "a".repeat(10_000)}), "audience: "),
+        ("generateIdToken", json!({"audience": "a", "includeEmail": "perhaps"}), "body: "),
+        ("signBlob", json!({"payload": "%%%"}), "payload: "),
+        ("signBlob", json!({"payload": large}), "payload: "),
+        ("signBlob", json!([1]), "body: "),
+        ("signJwt", json!({"payload": "[]"}), "payload: "),
+        ("signJwt", json!({"payload": json!({"iss": "somebody@else.example"}).to_string()}), "payload: "),
+    ] {
+        let answer = post(address, verb, &body.to_string());
+        let error = answer.json()["error"].clone();
+        assert_eq!(
+            (answer.status, &error["code"], &error["status"]),
+            (400, &json!(400), &json!("INVALID_ARGUMENT")),
+            "{verb}"
+        );
+        let message = error["message"].as_str().unwrap();
+        assert!(message.starts_with(field) && message.len() < 300, "{verb}: {message}");
+        assert_eq!(error["details"][0]["reason"], "INVALID_REQUEST");
+    }
+    for body in ["{", "\u{feff}{}", r#"{"payload":"e30","payload":"e30"}"#, "null1"] {
+        assert_eq!(post(address, "signBlob", body).status, 400, "{body}");
+    }
+    for (line, status) in [
+        ("POST /v1/projects/-/serviceAccounts/nobody@x.example:signBlob".to_owned(), 403),
+        (format!("POST /v1/projects/project/serviceAccounts/{ACCOUNT}:signBlob"), 400),
+        ("POST /v1/projects/-/serviceAccounts/default:signBlob".to_owned(), 400),
+        (format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:undelete"), 404),
+        (format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}"), 404),
+        (format!("GET /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob"), 405),
+        (format!("PUT /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob"), 405),
+    ] {
+        assert_eq!(send(address, &line, &[], "{}").status, status, "{line}");
+    }
+    assert_eq!(post(address, "signJwt", &"x".repeat(100_000)).status, 413);
+    let said = daemon.log();
+    assert!(!said.contains("somebody@else"), "no request is logged");
+    if nix::unistd::geteuid().is_root() {
+        let line = format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob");
+        let denied = send_as(4711, address, &line, &["Content-Length: 0"]);
+        assert_eq!((denied.status, &denied.json()["error"]["status"]), (403, &json!("PERMISSION_DENIED")));
+        assert_eq!(denied.json()["error"]["details"][0]["reason"], "NOT_ALLOWED");
+    }
+}
+
+#[tokio::test]
+async fn public_keys_are_for_everybody_and_may_be_kept() {
+    let Some((_token, daemon, address)) = daemon().await else { return };
+    daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "next"]);
+    daemon.wait_for_log("took the keyring");
+    let get = |path: &str| send(address, &format!("GET {path}"), &[], "");
+    let encoded = ACCOUNT.replace('@', "%40");
+    let pem = std::fs::read_to_string(daemon.state().join("certificates/k.pem")).unwrap();
+    for path in [format!("/robot/v1/metadata/x509/{encoded}"), format!("/service_accounts/v1/metadata/x509/{ACCOUNT}")]
+    {
+        let map = get(&path);
+        assert_eq!(map.json()["k"], pem, "{path}");
+        assert!(map.json()["next"].is_string(), "a prepared key is published");
+        assert_eq!(map.header("cache-control"), Some("public, max-age=900"));
+    }
+    let jwks = get(&format!("/service_accounts/v1/jwk/{ACCOUNT}"));
+    assert_eq!(jwks.json(), get(&format!("/service_accounts/v1/metadata/jwk/{ACCOUNT}")).json());
+    let kids: Vec<_> = jwks.json()["keys"].as_array().unwrap().iter().map(|key| key["kid"].clone()).collect();
+    assert_eq!(kids, ["k", "next"]);
+    assert!(!jwks.json()["keys"][0]["n"].as_str().unwrap().contains(['=', '+', '/']));
+    let raw = get(&format!("/service_accounts/v1/metadata/raw/{ACCOUNT}"));
+    assert_eq!(raw.json()["keyvalues"][0]["keyid"], "k");
+    let discovery = get("/.well-known/openid-configuration").json();
+    assert_eq!(discovery["issuer"], ACCOUNT);
+    assert_eq!(discovery["jwks_uri"], format!("http://{address}/service_accounts/v1/jwk/{ACCOUNT}"));
+    assert_eq!(discovery["id_token_signing_alg_values_supported"], json!(["RS256"]));
+
+    let tag = jwks.header("etag").unwrap();
+    let again = |known: &str| {
+        let known = format!("If-None-Match: {known}");
+        send(address, &format!("GET /service_accounts/v1/jwk/{ACCOUNT}"), &[&known], "")
+    };
+    for known in [tag.to_owned(), format!("W/{tag}"), format!("\"x\", {tag}")] {
+        let unchanged = again(&known);
+        assert_eq!(
+            (unchanged.status, unchanged.body.as_str(), unchanged.header("etag")),
+            (304, "", Some(tag)),
+            "{known}"
+        );
+    }
+    assert_eq!(again("\"x\"").status, 200);
+    for path in [
+        "/robot/v1/metadata/x509/nobody@x.example",
+        "/robot/v1/metadata/x509/",
+        "/robot/v1/metadata/x509/default",
+        "/robot/v1/metadata/",
+        "/service_accounts/v1/metadata/x509",
+    ] {
+        assert_eq!(get(path).status, 404, "{path}");
+    }
+    assert_eq!(send(address, &format!("POST /service_accounts/v1/jwk/{ACCOUNT}"), &[], "").status, 405);
+}
