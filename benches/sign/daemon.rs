@@ -54,7 +54,11 @@ impl Client {
 
 impl Daemon {
     pub(crate) fn start(device: &Device) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_signetd"));
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_signetd")), device)
+    }
+
+    /// Starts it by a command that wants only the daemon's own arguments.
+    pub(crate) fn start_by(mut command: Command, device: &Device) -> Self {
         command.arg("--config").arg(device.config()).args(["--log", "warn"]);
         let process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
         let endpoint = Endpoint::from_shared(format!("unix://{}", device.socket().display())).unwrap();
@@ -88,6 +92,14 @@ impl Daemon {
         });
         for client in clients.collect::<Vec<_>>() {
             client.await.unwrap();
+        }
+    }
+
+    /// Has one client ask so often.
+    pub(crate) async fn ask_often(&self, ask: Ask, requests: u32) {
+        let mut client = self.clients[0].clone();
+        for number in 0..requests {
+            client.ask(ask, usize::try_from(number).unwrap()).await.unwrap();
         }
     }
 

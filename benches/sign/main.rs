@@ -17,6 +17,7 @@ mod calls;
 mod crowd;
 mod daemon;
 mod figure;
+mod instructions;
 mod machine;
 mod measure;
 mod picture;
@@ -32,6 +33,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::runtime::Runtime;
 
 use machine::Machine;
 use measure::{Meter, Plan};
@@ -67,6 +69,12 @@ struct Options {
     /// Write benchmarks.md, its pictures and its figures into this folder
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
+    /// Count the daemon's instructions a request instead; over a tenth more than recorded fails
+    #[arg(long)]
+    instructions: bool,
+    /// Record them in benches/instructions.json
+    #[arg(long, conflicts_with = "instructions")]
+    record: bool,
     /// What `cargo bench` adds
     #[arg(long, hide = true)]
     bench: bool,
@@ -93,7 +101,11 @@ fn main() {
     if options.write.is_some() && !report::can_draw() {
         std::process::exit(1);
     }
-    let report = run(&options);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    if options.instructions || options.record {
+        std::process::exit(i32::from(!runtime.block_on(instructions::check(options.record))));
+    }
+    let report = run(&options, &runtime);
     if let Some(docs) = &options.write {
         report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join(docs));
     }
@@ -106,7 +118,7 @@ fn main() {
     println!("{}", report.goals(&[]));
 }
 
-fn run(options: &Options) -> Report {
+fn run(options: &Options, runtime: &Runtime) -> Report {
     let backends = match (&options.config, options.device) {
         (Some(config), _) => vec![Backend::Configured(config.clone())],
         (None, Some(DeviceName::Softhsm)) => vec![Backend::SoftHsm],
@@ -128,7 +140,6 @@ fn run(options: &Options) -> Report {
         .with_style(ProgressStyle::with_template("{bar:30} {percent:>3} %, {eta} left  {msg}").unwrap());
 
     let (begun, machine) = (now(), Machine::here());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut meter = Meter::new(plan, progress.clone());
     meter.figures = machine::openssl_speed();
     for (backend, kind) in stands {

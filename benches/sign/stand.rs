@@ -119,7 +119,9 @@ impl Device {
         let folder = tempfile::Builder::new().prefix("signet-bench").tempdir().unwrap();
         // Callers of other users must reach the socket.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(folder.path().join("state")).unwrap();
+        for name in ["state", "run"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
         let (table, port, tpm) = match backend {
             Backend::SoftHsm => (softhsm(folder.path()), None, None),
             Backend::SwTpm => {
@@ -152,7 +154,7 @@ impl Device {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.folder.path().join("signet.sock")
+        self.folder.path().join("run/signet.sock")
     }
 
     /// A file of this name in the folder.
@@ -175,7 +177,7 @@ impl Device {
         let accounts: Vec<_> = accounts.map(|account| account["email"].as_str().unwrap()).collect();
         let users: Vec<_> = std::iter::once(nix::unistd::geteuid().as_raw()).chain(crowd::USERS).collect();
         let text = format!(
-            "{table}\n[listen]\ngrpc = \"signet.sock\"\nmode = \"0666\"\n[audit]\npath = \"audit.log\"\n\
+            "{table}\n[listen]\ngrpc = \"run/signet.sock\"\nmode = \"0666\"\n[audit]\npath = \"run/audit.log\"\n\
              [cache]\nentries = 20000\n[[allow]]\nusers = {users:?}\naccounts = {accounts:?}\n\
              operations = [\"sign-blob\", \"mint-access-token\"]\n"
         );

@@ -76,7 +76,7 @@ async fn bounded(daemon: &TestDaemon, what: &str, count: impl Fn() -> u64, most:
     // Nothing at all would mean that nothing is counted.
     assert!((1.0..=most.signature).contains(&signature), "{told}, but {} a signature is the most", most.signature);
     assert!((1.0..=most.cached_token).contains(&cached_token), "{told}, but {} a token is the most", most.cached_token);
-    println!("{told}");
+    eprintln!("{told}");
 }
 
 async fn a_request(client: &mut Client, count: &impl Fn() -> u64, ask: impl AsyncFn(&mut Client)) -> f64 {
