@@ -4,6 +4,7 @@
 //! standard output, bare; everything said about it stands on standard error.
 
 mod audit;
+mod bench;
 mod client;
 mod config;
 mod device;
@@ -81,6 +82,7 @@ fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Config { command } => config::run(command, global),
         Command::Policy { command } => policy::run(command, global),
         Command::Audit { command } => audit::run(command, global),
+        Command::Bench(options) => bench::run(options, global),
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { directory } => shell::man(&directory, global),
     }
@@ -199,6 +201,7 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    Bench(bench::Options),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  signetctl completions bash > /etc/bash_completion.d/signetctl")]
     Completions {
@@ -256,12 +259,37 @@ impl Global {
 /// A spinner that goes when it is dropped.
 struct Progress(Option<indicatif::ProgressBar>);
 
+impl Progress {
+    /// Tells how far it is.
+    fn say(&self, text: String) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(text);
+        }
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Asks on the terminal whether to go on, unless `yes` was said before.
+fn confirm(yes: bool, question: &str) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage("this asks on a terminal, and there is none").hint("--yes"));
+    }
+    let mut stderr = io::stderr();
+    let _ = write!(stderr, "{question} Type yes: ");
+    let _ = stderr.flush();
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(Failure::new)?;
+    if answer.trim() == "yes" { Ok(()) } else { Err(Failure::new("not confirmed; nothing was changed")) }
 }
 
 /// Writes to standard output, with a final newline.

@@ -11,10 +11,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use signet::key::{Algorithm, KeyLocator, PublicKey};
 use signet::keyring::{KeyRecord, KeyState, Keyring};
+use tonic_health::ServingStatus;
 
+use super::signing::{on_softhsm, on_swtpm};
 use super::support::daemon::{ACCOUNT, TestDaemon};
 use super::support::desk::{Desk, failed, openssl};
 use super::support::modules::Shim;
+use super::support::signetctl;
 use super::support::softhsm::{LABEL, SoftHsm};
 use super::support::swtpm::SwTpm;
 
@@ -49,6 +52,58 @@ fn a_socket_that_says_nothing_is_not_taken_for_a_daemon() {
     let said = failed(&signetctl.arg("--socket").arg(path).args(["mint", "--audience", "x"]).output().unwrap(), 4);
     assert!(said.contains("is it signetd that listens there?"), "{said}");
     assert!(before.elapsed() < Duration::from_secs(30), "{:?}", before.elapsed());
+}
+
+/// The figures that `signetctl bench` tells of a daemon.
+fn benched(daemon: &TestDaemon, arguments: &[&str]) -> serde_json::Value {
+    let daemon_before = daemon.audit().len();
+    let figures = serde_json::from_str(&daemon.signetctl(&[&["bench", "--json"], arguments].concat()));
+    let figures: serde_json::Value = figures.unwrap();
+    // One more tells the key; the daemon's own checks are not on record.
+    let signed = daemon.audit().len() - daemon_before;
+    assert_eq!(figures["signatures"].as_u64().unwrap() as usize + 1, signed, "each is a signature, and on record");
+    let latency = |which: &str| figures["latency_ms"][which].as_f64().unwrap();
+    assert!(0.0 < latency("p50") && latency("p50") <= latency("p99") && latency("p99") <= latency("longest"));
+    assert!(figures["signatures_per_second"].as_f64().unwrap() > 0.0);
+    figures
+}
+
+#[tokio::test]
+async fn bench_tells_how_fast_a_token_signs() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    let figures = benched(&daemon, &["--signatures", "120"]);
+    assert_eq!((&figures["device"], &figures["tpm"], &figures["rests"]), (&"hsm".into(), &false.into(), &false.into()));
+    assert_eq!(figures["clients"], 4);
+    // Minted anew each time, not from the cache.
+    let minted = benched(&daemon, &["--signatures", "10", "--audience", "https://pubsub.googleapis.com/"]);
+    assert_eq!(minted["operation"], "mint-access-token");
+    assert!(daemon.audit().iter().all(|line| line["cached"] == false));
+    let text = daemon.signetctl(&["bench", "--signatures", "10", "--clients", "2"]);
+    assert!(text.contains("signatures a second") && text.contains("[cache]"), "{text}");
+}
+
+#[tokio::test]
+async fn bench_spares_a_tpm() {
+    let Some((_tpm, mut daemon)) = on_swtpm() else { return };
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    let before = Instant::now();
+    let figures = benched(&daemon, &["--signatures", "11"]);
+    assert_eq!((&figures["tpm"], &figures["rests"], &figures["clients"]), (&true.into(), &true.into(), &1.into()));
+    let busy = 10.0 / figures["signatures_per_second"].as_f64().unwrap();
+    assert!(before.elapsed().as_secs_f64() >= 2.0 * busy, "it rests as long as it works");
+
+    // More are asked for, and nobody is there to answer; more clients would tell nothing.
+    let bench = |arguments: &[&str]| signetctl(&daemon.config_file()).arg("bench").args(arguments).output().unwrap();
+    let said = failed(&bench(&["--signatures", "101"]), 2);
+    assert!(said.contains("try: --yes"), "{said}");
+    failed(&bench(&["--clients", "2"]), 2);
+    assert_eq!(daemon.audit().len(), 11 + 2);
+    // Where the configuration does not tell what signs, it might be a TPM.
+    let mut elsewhere = Command::new(env!("CARGO_BIN_EXE_signetctl"));
+    elsewhere.args(["--config", "/nowhere", "bench", "--signatures", "101", "--socket"]).arg(daemon.socket());
+    let said = failed(&elsewhere.stdin(Stdio::null()).output().unwrap(), 2);
+    assert!(said.contains("try: --yes"), "{said}");
 }
 
 #[test]

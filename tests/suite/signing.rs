@@ -32,7 +32,7 @@ pub(crate) async fn on_softhsm() -> Option<(SoftHsm, TestDaemon)> {
 }
 
 /// A TPM with one key for a daemon that does not run yet.
-fn on_swtpm() -> Option<(SwTpm, TestDaemon)> {
+pub(crate) fn on_swtpm() -> Option<(SwTpm, TestDaemon)> {
     let tpm = SwTpm::start()?;
     let device = format!("[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"{}\"\n", tpm.tcti());
     let daemon = TestDaemon::prepare(&TestDaemon::config(&device));

@@ -1,7 +1,7 @@
 //! `key list|show|certificate|rename|activate|retire|delete`: what happens to keys that are in the keyring.
 
 use std::fs;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io;
 use std::time::SystemTime;
 
 use clap::Args;
@@ -12,7 +12,7 @@ use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::ctl::device;
 use crate::ctl::failure::{Failure, explained};
-use crate::ctl::{Global, date, table};
+use crate::ctl::{Global, confirm, date, table};
 use crate::jwt::certificate;
 use crate::key::{KeyId, KeyLocator, KeyType};
 use crate::keyring::{KeyRecord, KeyState, Keyring};
@@ -232,11 +232,11 @@ pub(super) fn delete(options: &DeleteOptions, global: &Global, config: &Config) 
     };
     let question = format!("{what} the key {} of {} in {} for ever?{copies}", key.kid, key.account, key.device);
     let opened = if options.forget {
-        confirm(options, &question)?;
+        confirm(options.yes, &question)?;
         None
     } else {
         device::prepare(global, config, &key.device)?;
-        confirm(options, &question)?;
+        confirm(options.yes, &question)?;
         Some(device::open(global, config, &key.device, None)?)
     };
     let _lock = lock(global, config)?;
@@ -270,21 +270,6 @@ fn guard_last(keyring: &Keyring, kid: &KeyId, force: bool) -> Result<(), Failure
     }
     Err(Failure::new(format!("{kid} is the only active key of {}", key.account))
         .hint("activate another one first (signetctl key activate); or --force"))
-}
-
-fn confirm(options: &DeleteOptions, question: &str) -> Result<(), Failure> {
-    if options.yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() {
-        return Err(Failure::usage("this asks on a terminal, and there is none").hint("--yes"));
-    }
-    let mut stderr = io::stderr();
-    let _ = write!(stderr, "{question} Type yes: ");
-    let _ = stderr.flush();
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(Failure::new)?;
-    if answer.trim() == "yes" { Ok(()) } else { Err(Failure::new("not confirmed; nothing was changed")) }
 }
 
 fn state(key: &KeyRecord) -> &'static str {
