@@ -37,5 +37,6 @@ mod rest;
 mod secrets;
 mod signetctl;
 mod signing;
+mod soak;
 mod tpm;
 mod tss2;

@@ -283,6 +283,22 @@ fn passing_faults_cost_no_request() {
     signs(&mut *device, &key.locator, &key.public_key, Algorithm::Rs256);
 }
 
+/// The TPM has done it all the same, and its session is a step ahead of ours.
+#[test]
+fn an_error_that_the_bus_made_up_costs_no_later_request() {
+    let Some(swtpm) = SwTpm::start() else { return };
+    let proxy = TpmProxy::before(&swtpm);
+    let settings = TpmSettings::initialised(&proxy.tcti(), Some(AUTH));
+    let key = generated(&settings, Algorithm::Rs256, false);
+    let mut device = opened(&settings);
+    for sealed_to_another in [0x1df, 0x1df, 0x1df, 0x1df] {
+        proxy.spoil(LOAD, Fault::Code(sealed_to_another));
+        let refused = device.public_key(&key.locator).unwrap_err();
+        assert!(matches!(refused, DeviceError::Permanent(_)), "{refused}");
+    }
+    signs(&mut *device, &key.locator, &key.public_key, Algorithm::Rs256);
+}
+
 #[test]
 fn a_tpm_without_startup_is_away_and_stays_so() {
     let Some(swtpm) = SwTpm::start() else { return };

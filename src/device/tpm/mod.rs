@@ -93,11 +93,13 @@ impl TpmDevice {
                 self.connection = None;
                 Err(latch::close(&self.config.latch_file, self.pin.as_ref(), &detail))
             }
-            Err(error @ (DeviceError::Away(_) | DeviceError::Integrity(_))) => {
+            Err(error @ (DeviceError::Transient(_) | DeviceError::Unsupported(_))) => Err(error),
+            // An error is not authenticated: the TPM may have done what was asked, and be a nonce ahead of our session.
+            Err(error) => {
                 self.connection = None;
                 Err(error)
             }
-            other => other,
+            done => done,
         }
     }
 

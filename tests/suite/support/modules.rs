@@ -81,6 +81,13 @@ impl<'a> Shim<'a> {
         self.token.config_with(self.pkcs11())
     }
 
+    /// The device as text for a configuration file.
+    pub(crate) fn toml(&self) -> String {
+        let environment = self.environment().map(|(name, value)| format!("{name} = {value:?}, ")).concat();
+        let text = self.token.toml().replace("environment = { ", &format!("environment = {{ {environment}"));
+        text.replace(&format!("module = {:?}", self.token.module), &format!("module = {:?}", self.module))
+    }
+
     pub(crate) fn environment(&self) -> [(&str, &OsStr); 2] {
         [("SHIM_MODULE", self.token.module.as_os_str()), ("SHIM_CONTROL", self.control.as_os_str())]
     }

@@ -12,6 +12,7 @@
  *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
  *   flip                               C_Sign flips a bit of the signature
  *   hang | crash                       C_Sign does
+ *   slow MILLISECONDS                  C_Sign takes so much longer (a hexadecimal number)
  *   wait                               C_Sign makes the file SHIM_CONTROL.waiting and goes on when it is told otherwise
  *
  * Each C_Login adds a byte to the file SHIM_CONTROL.logins.
@@ -114,6 +115,7 @@ static ulong_t sign(ulong_t session, char *data, ulong_t length, char *signature
         usleep(2000);
     }
     if (told("crash", NULL)) abort();
+    if (told("slow", &code)) usleep(code * 1000);
     ulong_t rv = ((ulong_t (*)(ulong_t, char *, ulong_t, char *, ulong_t *))real.function[SIGN])(
         session, data, length, signature, signature_length);
     if (told("fail", &code)) return code;

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use signet::device::{DeviceConfig, DeviceKind, TpmConfig, TpmSession, tpm};
 use tempfile::TempDir;
 
@@ -49,6 +51,19 @@ impl SwTpm {
             process.kill().unwrap();
             process.wait().unwrap();
         }
+    }
+
+    /// Sends its process a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = self.process.as_ref().unwrap().id();
+        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Resets it in place: it answers nothing but TPM2_Startup from now on.
+    pub(crate) fn reset(&self) {
+        let control = format!("127.0.0.1:{}", self.port + 1);
+        let reset = Command::new("swtpm_ioctl").args(["--tcp", &control, "-i"]).output().unwrap();
+        assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
     }
 
     /// Starts it again, with the state that it had.
