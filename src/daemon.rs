@@ -140,6 +140,7 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
 fn front(config: &Config, signer: &Arc<Signer>) -> http::Front {
     http::Front {
         signer: Arc::clone(signer),
+        state_dir: config.state_dir.clone(),
         metadata: config.metadata.clone(),
         cache_time: config.max_client_cache_time,
         issuer: config.listen.issuer.clone(),

@@ -51,6 +51,12 @@ impl StateDir {
         self.join("latches").join(format!("{device}.json"))
     }
 
+    /// Where the records of subject tokens stand.
+    #[must_use]
+    pub fn subjects(&self) -> PathBuf {
+        self.join("subjects")
+    }
+
     /// The audit log, where the configuration names no other place.
     #[must_use]
     pub fn audit_log(&self) -> PathBuf {

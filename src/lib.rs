@@ -16,6 +16,7 @@ pub mod key;
 pub mod keyring;
 pub mod sandbox;
 pub mod signer;
+pub mod subject;
 pub mod trust;
 
 /// The generated messages, services and clients of `proto/`.

@@ -39,6 +39,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "sandbox.rs",
             "trust.rs",
             "keyring.rs",
+            "subject.rs",
             "audit*",
             "device*",
             "config*",

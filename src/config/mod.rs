@@ -120,11 +120,11 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`], as [`Config::load`].
-    pub fn socket(path: &Path) -> Result<PathBuf, ConfigError> {
+    pub fn listen(path: &Path) -> Result<Listen, ConfigError> {
         let (path, text) = read(path)?;
         let source = Source { path: &path, text: &text };
         let written: File = source.parse()?;
-        Listen::new(source, path.parent().unwrap_or(Path::new("/")), written.listen).map(|listen| listen.grpc)
+        Listen::new(source, path.parent().unwrap_or(Path::new("/")), written.listen)
     }
 
     /// The device of a name.

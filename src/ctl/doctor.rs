@@ -1,6 +1,7 @@
 //! `signetctl doctor`: everything that would keep Signet from working, and how to mend it.
 
-use std::env;
+mod clients;
+
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
@@ -24,11 +25,17 @@ use crate::keyring::{KeyState, Keyring};
 /// Run it as the user of signetd, or as root. It changes nothing; it logs in to each device once, unless its PIN was refused
 /// before. Exit code 1 where something must be mended.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  sudo -u signet signetctl doctor")]
+#[command(after_help = "\
+Examples:
+  sudo -u signet signetctl doctor
+  sudo signetctl doctor --user app")]
 pub(crate) struct Options {
     /// Only this device and its keys
     #[arg(long, value_name = "NAME")]
     device: Option<KeyId>,
+    /// Only what would keep this user's programs from tokens
+    #[arg(long, value_name = "USER", conflicts_with = "device")]
+    user: Option<String>,
 }
 
 /// One thing that was looked at.
@@ -55,10 +62,11 @@ impl Finding {
 }
 
 pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
-    let findings = match (global.load(), options.device) {
-        (Err(failure), _) => vec![Finding::failed(&failure)],
-        (Ok(config), Some(name)) => of_device(global, &config, &name)?,
-        (Ok(config), None) => of_everything(global, &config),
+    let findings = match (global.load(), options.device, options.user) {
+        (Err(failure), ..) => vec![Finding::failed(&failure)],
+        (Ok(config), Some(name), _) => of_device(global, &config, &name)?,
+        (Ok(config), None, Some(user)) => clients::of_user(&config, &user)?,
+        (Ok(config), None, None) => of_everything(global, &config),
     };
     let ill = findings.iter().filter(|finding| !finding.ok).count();
     let line = |finding: &Finding| match &finding.remedy {
@@ -84,12 +92,13 @@ fn of_everything(global: &Global, config: &Config) -> Vec<Finding> {
     findings.extend(of_keyring(config));
     findings.extend(of_policy(config));
     findings.extend(of_socket(&global.socket().unwrap_or_else(|_| config.listen.grpc.clone())));
+    findings.extend(config.listen.http.into_iter().flat_map(clients::of_http));
     findings
 }
 
 fn in_process(global: &Global, device: &KeyId) -> Vec<Finding> {
     let run = || -> Result<Vec<Finding>, String> {
-        let program = env::current_exe().map_err(|error| error.to_string())?;
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let output = Command::new(program)
             .arg("--config")
             .arg(&global.config)

@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod device;
 mod doctor;
+mod env;
 mod failure;
 mod import;
 mod init;
@@ -20,6 +21,7 @@ mod rsa;
 mod shell;
 mod sign;
 mod status;
+mod subject_token;
 mod verify;
 
 use std::fmt;
@@ -31,7 +33,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, ColorChoice, Parser, Subcommand};
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use failure::{Failure, Printable};
 
 /// Runs the command line of this process.
@@ -79,6 +81,8 @@ fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Publish(options) => publish::run(options, global),
         Command::Status => status::run(global),
         Command::Doctor(options) => doctor::run(options, global),
+        Command::Env(options) => env::run(options, global),
+        Command::SubjectToken(options) => subject_token::run(options, global),
         Command::Config { command } => config::run(command, global),
         Command::Policy { command } => policy::run(command, global),
         Command::Audit { command } => audit::run(command, global),
@@ -186,6 +190,8 @@ enum Command {
     #[command(after_help = "Example:\n  signetctl status --json | jq .healthy")]
     Status,
     Doctor(doctor::Options),
+    Env(env::Options),
+    SubjectToken(subject_token::Options),
     /// Check the configuration
     Config {
         #[command(subcommand)]
@@ -225,8 +231,13 @@ impl Global {
     fn socket(&self) -> Result<PathBuf, Failure> {
         match &self.socket {
             Some(socket) => Ok(socket.clone()),
-            None => Ok(Config::socket(&self.config)?),
+            None => Ok(self.listen()?.grpc),
         }
+    }
+
+    /// Where the daemon listens, by the configuration.
+    fn listen(&self) -> Result<Listen, Failure> {
+        Ok(Config::listen(&self.config)?)
     }
 
     /// Prints the result: JSON for programs, else the text for people.

@@ -205,7 +205,7 @@ fn executable(path: &Path) -> Executable {
 }
 
 /// A user as the kernel would tell of a process of theirs.
-fn caller(name: &str) -> Result<Caller, Failure> {
+pub(super) fn caller(name: &str) -> Result<Caller, Failure> {
     let user = match name.parse() {
         Ok(uid) => User::from_uid(Uid::from_raw(uid)).map_err(Failure::new)?,
         Err(_) => User::from_name(name).map_err(Failure::new)?,

@@ -195,7 +195,7 @@ fn a_client_learns_the_socket_without_looking_at_secrets() {
     folder.write("signet.toml", 0o644, &folder.text());
     folder.chmod("pin", 0o644);
     folder.refusal();
-    assert_eq!(Config::socket(&folder.path("signet.toml")).unwrap(), Path::new("/run/signet/signet.sock"));
+    assert_eq!(Config::listen(&folder.path("signet.toml")).unwrap().grpc, Path::new("/run/signet/signet.sock"));
 }
 
 #[test]

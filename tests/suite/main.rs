@@ -38,5 +38,6 @@ mod secrets;
 mod signetctl;
 mod signing;
 mod soak;
+mod sts;
 mod tpm;
 mod tss2;

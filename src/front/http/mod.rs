@@ -9,6 +9,7 @@ mod metadata;
 mod peer;
 mod reply;
 mod strict;
+mod sts;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::access::Caller;
+use crate::file::StateDir;
 use crate::signer::{Call, Signer};
 use listen::Connection;
 pub use listen::{BindError, Listener, bind};
@@ -40,6 +42,8 @@ use strict::Strict;
 pub struct Front {
     /// What signs.
     pub signer: Arc<Signer>,
+    /// Where the records of subject tokens stand.
+    pub state_dir: StateDir,
     /// What the metadata server tells besides accounts, by its path below `/computeMetadata/v1/`.
     pub metadata: BTreeMap<String, String>,
     /// How long verifiers may keep public keys.
@@ -140,6 +144,7 @@ impl Front {
             }),
             "/.well-known/openid-configuration" => self.discovery(asked),
             path if path == "/" || path.starts_with("/computeMetadata") => self.metadata(asked).await,
+            "/v1/token" => self.exchange(asked, body).await,
             path if path.starts_with("/v1/projects/") => self.iam(asked, body).await,
             path if path.starts_with("/robot/") || path.starts_with("/service_accounts/") => self.certificates(asked),
             _ => reply::not_found(),

@@ -1,0 +1,174 @@
+//! `signetctl subject-token`: what a user's programs prove by who they are, where they exchange it for access tokens.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use nix::unistd::{Gid, Uid, User, geteuid, getgroups, setegid, seteuid, setgroups};
+use serde_json::json;
+
+use super::failure::Failure;
+use super::{Global, date, key};
+use crate::config::span_of_time;
+use crate::file::{self, StateDir};
+use crate::subject::{self, Subject};
+use crate::trust;
+
+/// Make a subject token for a user, or revoke those that a user has
+///
+/// A subject token is a short secret in a file of the user's own (mode 0600). Google's libraries exchange it for access tokens
+/// at signetd's HTTP port, by a credentials file that `signetctl env --external-account` writes. It is good for that user's
+/// processes alone, and allows nothing: the rules do. Run it again, by a timer, before the token expires: the file is replaced
+/// as a whole, and the token in it before is good for ten minutes more.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  signetctl subject-token --user app --out /run/app/signet-subject
+  signetctl subject-token --user app --revoke")]
+pub(crate) struct Options {
+    /// Whose it is, by name or number
+    #[arg(long, value_name = "USER")]
+    user: String,
+    /// The file, in a folder that the user can write
+    #[arg(long, value_name = "FILE", required_unless_present = "revoke")]
+    out: Option<PathBuf>,
+    /// How long it is good for: at most 30 days
+    #[arg(long, value_parser = lifetime, value_name = "SPAN", default_value = "1d")]
+    lifetime: Duration,
+    /// Revoke every subject token of the user instead
+    #[arg(long, conflicts_with_all = ["out", "lifetime"])]
+    revoke: bool,
+}
+
+/// Somebody whose files are to be written.
+#[derive(Clone, Copy)]
+struct Owner {
+    uid: Uid,
+    gid: Gid,
+}
+
+pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
+    let config = global.load()?;
+    let user = owner_named(&options.user)?;
+    let state = Owner::of(&config.state_dir)?;
+    let now = SystemTime::now();
+    let gone = |subject: &Subject| subject.has_expired(now) || (options.revoke && subject.uid == user.uid.as_raw());
+    let _lock = state.acting(|| key::lock(global, &config))??;
+    let failed = |error: io::Error| Failure::new(format!("{}: {error}", config.state_dir.display()));
+    let removed = state.acting(|| subject::remove(&config.state_dir, gone))?.map_err(failed)?;
+    let Some(out) = options.out else {
+        return global
+            .show(&json!({ "revoked": removed }), format!("Revoked {removed} subject tokens of {}.", options.user));
+    };
+    let before = user.acting(|| existing(&out))??;
+    let mut random = [0; 32];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_unspecified| Failure::new("this machine gives no random bytes"))?;
+    let (token, expires) = (subject::text(&random), now + options.lifetime);
+    let new = Subject { uid: user.uid.as_raw(), expires: seconds(expires) };
+    state.acting(|| subject::record(&config.state_dir, &token, &new))?.map_err(failed)?;
+    // Without a final newline: most libraries would send it along.
+    user.acting(|| file::replace(&out, token.as_bytes()))?.map_err(|error| {
+        Failure::new(format!("{}: {error}", out.display()))
+            .hint(format!("a file in a folder that {} can write, such as /run/user/{}", options.user, user.uid))
+    })?;
+    if let Some(before) = before {
+        state.acting(|| let_go(&config.state_dir, &before, now))?.map_err(failed)?;
+    }
+    let until = date(expires);
+    global.show(&json!({ "file": out, "expires": until }), out.display())?;
+    global.note(format!("Good for user {} until {until}. Run this again before, by a timer.", options.user));
+    Ok(())
+}
+
+/// The subject token that a file holds now, which others could not have read.
+fn existing(out: &Path) -> Result<Option<String>, Failure> {
+    let failed = |error: io::Error| Failure::new(format!("{}: {error}", out.display()));
+    let metadata = match fs::symlink_metadata(out) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata.map_err(failed)?,
+    };
+    if !metadata.is_file() {
+        return Err(Failure::usage(format!("{} is no file", out.display())).hint("name another file"));
+    }
+    trust::not_readable_by_others(out, &metadata)
+        .and_then(|()| trust::not_writable_by_others(out, &metadata))
+        .map_err(|untrusted| {
+            Failure::usage(&untrusted).hint(format!(
+                "signetctl subject-token --user USER --revoke, and rm {}: others may have it",
+                out.display()
+            ))
+        })?;
+    if metadata.len() > LONGEST {
+        return Err(Failure::usage(format!("{} holds something else", out.display())).hint("name another file"));
+    }
+    Ok(Some(fs::read_to_string(out).map_err(failed)?.trim().to_owned()))
+}
+
+/// Leaves a token that was replaced to those who have just read it.
+fn let_go(state: &StateDir, token: &str, now: SystemTime) -> io::Result<()> {
+    match subject::find(state, token)? {
+        Some(subject) => {
+            let expires = subject.expires.min(seconds(now + LINGERS));
+            subject::record(state, token, &Subject { expires, ..subject })
+        }
+        None => Ok(()),
+    }
+}
+
+fn owner_named(name: &str) -> Result<Owner, Failure> {
+    let user = match name.parse() {
+        Ok(uid) => User::from_uid(Uid::from_raw(uid)),
+        Err(_) => User::from_name(name),
+    };
+    let user = user.map_err(Failure::new)?.ok_or_else(|| {
+        Failure::usage(format!("there is no user {name:?}")).hint("a name or a number from getent passwd")
+    })?;
+    Ok(Owner { uid: user.uid, gid: user.gid })
+}
+
+impl Owner {
+    fn of(folder: &Path) -> Result<Self, Failure> {
+        let metadata = fs::metadata(folder)
+            .map_err(|error| Failure::new(format!("{}: {error}", folder.display())).hint("signetctl doctor"))?;
+        Ok(Self { uid: metadata.uid().into(), gid: metadata.gid().into() })
+    }
+
+    /// Does what only this user is to do: root writes nowhere that the user could not, whatever links stand there.
+    fn acting<T>(self, work: impl FnOnce() -> T) -> Result<T, Failure> {
+        if geteuid() == self.uid {
+            return Ok(work());
+        }
+        if !geteuid().is_root() {
+            let what = format!("only root can write what is user {}'s", self.uid);
+            return Err(Failure::usage(what).hint("sudo signetctl subject-token ..."));
+        }
+        let groups = getgroups().map_err(Failure::new)?;
+        setgroups(&[self.gid])
+            .and_then(|()| setegid(self.gid))
+            .and_then(|()| seteuid(self.uid))
+            .map_err(Failure::new)?;
+        let done = work();
+        seteuid(Uid::from_raw(0))
+            .and_then(|()| setegid(Gid::from_raw(0)))
+            .and_then(|()| setgroups(&groups))
+            .map_err(Failure::new)?;
+        Ok(done)
+    }
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    span_of_time(text)
+        .filter(|span| *span <= LONGEST_LIFETIME)
+        .ok_or_else(|| "write 12h, 7d or the like, at most 30d".to_owned())
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+const LONGEST_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+const LINGERS: Duration = Duration::from_secs(600);
+const LONGEST: u64 = 1024;
