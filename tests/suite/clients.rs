@@ -6,8 +6,8 @@ use std::process::Command;
 use tonic_health::ServingStatus;
 
 use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::skip;
 use crate::support::softhsm::SoftHsm;
-use crate::support::{skip, skip_optional};
 
 const UNIQUE_ID: &str = "104857600000000000001";
 
@@ -51,7 +51,7 @@ async fn python_google_cloud_iam() {
 async fn go_iam_credentials() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/go");
     if !Command::new("go").arg("version").output().is_ok_and(|output| output.status.success()) {
-        return skip_optional("Go 1.24 or newer (https://go.dev/dl)");
+        return skip("Go 1.24 or newer (https://go.dev/dl)", "golang-go, where it is new enough");
     }
     let Some((_token, daemon, certificate)) = daemon().await else { return };
     let program = daemon.folder().join("iam");

@@ -19,6 +19,7 @@ mod config;
 mod contract;
 mod cost;
 mod daemon;
+mod examples;
 mod exchange;
 mod failover;
 mod forgery;
