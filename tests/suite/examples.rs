@@ -200,3 +200,21 @@ async fn java() {
     let jwt = [&java[..], &["JwtAccess.java"]].concat();
     stand.examples(&root("examples/java/src/main/java"), [&adc, &signed_url, &jwt], &stand.url, &[]);
 }
+
+#[tokio::test]
+async fn shell() {
+    let Some(stand) = Stand::new().await else { return };
+    let readme = std::fs::read_to_string(root("examples/shell/README.md")).unwrap();
+    let lines = readme.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_signetctl")).parent().unwrap();
+    let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new("bash");
+    command.args(["-euo", "pipefail", "-c", &lines.replace('\n', "\necho\n")]);
+    let output = command.env("PATH", search).env("SIGNET_CONFIG", stand.daemon.config_file()).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}{printed}", String::from_utf8_lossy(&output.stderr));
+    let answers: Vec<_> = printed.lines().filter(|line| !line.is_empty()).collect();
+    let [token, identity, blob, jwt, jwks] = answers[..] else { panic!("{printed}") };
+    assert!([token, identity, jwt].iter().all(|jwt| jwt.starts_with("eyJ")) && blob.len() == 344, "{printed}");
+    assert!(jwks.starts_with(r#"{"keys":["#), "{printed}");
+}

@@ -10,6 +10,7 @@
 
 mod support;
 
+mod apptoapp;
 mod audit;
 mod bus;
 mod cache;
