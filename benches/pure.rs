@@ -55,7 +55,7 @@ fn policy(criterion: &mut Criterion) {
     criterion.bench_function("policy: allowed by the last of 20 rules", |bencher| {
         bencher.iter(|| policy.authorize(&caller, &black_box(&allowed).request(&email, None)).unwrap());
     });
-    let denied = Caller { uid: 7, ..caller.clone() };
+    let denied = Caller { uid: CALLER + 1, ..caller.clone() };
     criterion.bench_function("policy: denied by all of 20 rules", |bencher| {
         bencher.iter(|| policy.authorize(&denied, &black_box(&allowed).request(&email, None)).unwrap_err());
     });

@@ -15,7 +15,7 @@ use crate::slice::{Load, Part, Slice, memory};
 use crate::stand::{Backend, Kind, Stand};
 
 /// How often, and for how long.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) pairs: usize,
     pub(crate) slice: Duration,
@@ -167,7 +167,7 @@ impl Meter {
 
     /// Layers against the base, for as many clients: rates, ratios, and who spends the processor's time.
     async fn rates(&mut self, stand: &Stand, base: Layer<'_>, layers: &[Layer<'_>], load: &Load) -> Vec<Vec<Pair>> {
-        self.say(stand, &format!("{} clients", load.clients));
+        self.say(stand, &format!("clients: {}", load.clients));
         let seen = self.alternate(base, layers, load).await;
         let clients = load.clients;
         let unit = "a second";
@@ -216,7 +216,7 @@ impl Meter {
     /// Cached tokens against an rpc that does nothing on the same socket: no device has a part in either.
     async fn cached(&mut self, stand: &Stand, daemon: &Daemon) {
         for clients in [1, 8, 32] {
-            self.say(stand, &format!("cached tokens, {clients} clients"));
+            self.say(stand, &format!("cached tokens, clients: {clients}"));
             let (base, layer) = (Layer::Served(daemon, Ask::Nothing), Layer::Served(daemon, Ask::CachedToken));
             let load = self.load(clients);
             let seen = self.alternate(base, &[layer], &load).await.remove(0);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -115,17 +115,23 @@ impl Report {
     pub(crate) fn write(&self, docs: &Path) {
         let folder = docs.join("benchmarks");
         fs::create_dir_all(&folder).unwrap();
-        let name = self.begun.replace(':', "");
-        fs::write(folder.join(format!("{name}.json")), serde_json::to_string(self).unwrap() + "\n").unwrap();
+        let own = folder.join(format!("{}.json", self.begun.replace(':', "")));
+        fs::write(&own, serde_json::to_string(self).unwrap() + "\n").unwrap();
         let mut runs: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        runs.retain(|path| path.extension().is_some_and(|ending| ending == "json"));
+        runs.retain(|path| path.extension().is_some_and(|ending| ending == "json") && *path != own);
         runs.sort();
-        for old in runs.drain(..runs.len().saturating_sub(KEPT)) {
-            fs::remove_file(old).unwrap();
+        let read = |path: PathBuf| (serde_json::from_slice::<Self>(&fs::read(&path).unwrap()).ok(), path);
+        let (mut earlier, mut gone) = (Vec::new(), Vec::new());
+        for (run, path) in runs.into_iter().map(read).rev() {
+            // What was measured in another way does not compare.
+            match run.filter(|run| run.plan == self.plan && earlier.len() + 1 < KEPT) {
+                Some(run) => earlier.insert(0, run),
+                None => gone.push(path),
+            }
         }
-        runs.pop();
-        let earlier: Vec<Self> =
-            runs.iter().map(|run| serde_json::from_slice(&fs::read(run).unwrap()).unwrap()).collect();
+        for path in gone {
+            fs::remove_file(path).unwrap();
+        }
         pictures::save(self, &folder);
         let page = docs.join("benchmarks.md");
         let before = fs::read_to_string(&page).unwrap_or_default();
