@@ -1,11 +1,12 @@
 //! The daemon's life: open, bind, serve, reload, drain. The only place that sees everything.
 
 mod confine;
+mod reload;
 mod supervisor;
 mod watch;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,8 @@ use watch::Watch;
 /// # Errors
 /// Where this program can't be found.
 pub fn device_launcher(logging: Vec<OsString>) -> anyhow::Result<u8> {
-    Ok(launcher::run(program()?, logging.into_iter().chain([DEVICE_PROCESS.into()]).collect()))
+    let reread = |path: &Path| Config::load(path).map(|config| config.devices).map_err(|error| error.to_string());
+    Ok(launcher::run(program()?, logging.into_iter().chain([DEVICE_PROCESS.into()]).collect(), reread))
 }
 
 /// A device process, from its first job to its last: what the launcher starts, with [`DEVICE_PROCESS`] and the device's
@@ -54,7 +56,7 @@ pub fn device_process(config: Option<&str>) -> anyhow::Result<u8> {
 pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     let mut sockets = supervisor::sockets()?;
     let arguments: Vec<_> = logging.into_iter().chain([DEVICE_LAUNCHER.into()]).collect();
-    let launcher = LauncherProcess::start(&program()?, &arguments, &config.devices)
+    let launcher = LauncherProcess::start(&program()?, &arguments, &config.devices, &config.path)
         .context("can't start the launcher of device processes")?;
     // Who is confined binds no port.
     sockets.http = match config.listen.http {
@@ -86,7 +88,7 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
     let signals = Signals::new()?;
     let start = |device: &DeviceConfig| Handle::start(device.clone(), Start::Apart(Arc::clone(&launcher)));
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
-    let stamp = watch::stamp(&config.state_dir);
+    let stamp = reload::stamp(&config.state_dir);
     let keyring = LiveKeyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
     let listener = match prepared.sockets.grpc {
         Some(socket) => Listener::adopt(socket, &config.listen.grpc)?,
@@ -97,8 +99,15 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
     let signer = Arc::new(signer.exchanging(prepared.exchanges));
     let health = Readiness::new().await;
     let (reload, reloads) = channel::channel(());
-    let watch =
-        Watch { config: config.clone(), keyring: stamp, devices, signer: Arc::clone(&signer), health: health.clone() };
+    let watch = Watch {
+        config: config.clone(),
+        keyring: stamp,
+        devices,
+        signer: Arc::clone(&signer),
+        health: health.clone(),
+        launcher: Arc::clone(&launcher),
+        woken: Arc::default(),
+    };
     let mut watching = watch.start(reloads);
     // Both end with the set.
     let mut beside = JoinSet::new();

@@ -1,8 +1,6 @@
-//! What the daemon looks after while it serves: devices that come and go, a keyring that changes, SIGHUP.
+//! What the daemon looks after while it serves: devices that come and go, keys that must prove themselves, and who is told.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +8,15 @@ use tokio::sync::{Notify, watch as channel};
 use tokio::task::{self, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::{confine, supervisor};
+use super::reload::Stamp;
+use super::supervisor;
 use crate::config::Config;
 use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health};
-use crate::file::StateDir;
+use crate::device::launcher::LauncherProcess;
 use crate::front::grpc::Readiness;
 use crate::key::KeyId;
-use crate::keyring::KeyringError;
-use crate::signer::{Devices, Key, LiveKeyring, Signer};
+use crate::signer::{Devices, Key, Signer};
 
 /// What is looked after.
 pub(super) struct Watch {
@@ -28,13 +26,17 @@ pub(super) struct Watch {
     pub(super) devices: Devices,
     pub(super) signer: Arc<Signer>,
     pub(super) health: Readiness,
+    /// Who starts devices that come with another configuration.
+    pub(super) launcher: Arc<LauncherProcess>,
+    /// Told when a device's health has changed.
+    pub(super) woken: Arc<Notify>,
 }
 
 /// What was last seen.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     devices: BTreeMap<KeyId, (u64, Health)>,
-    keyring: Option<Stamp>,
+    pub(super) keyring: Option<Stamp>,
     /// What came of the last check of each active key against its device, since the device was opened.
     checks: BTreeMap<KeyId, Result<(), DeviceError>>,
     /// The checks on their way, and which of them is still wanted for a key.
@@ -55,13 +57,11 @@ struct Pulse {
     since: Instant,
 }
 
-/// What changes when a file is replaced or rewritten: device, inode, length, time of change in seconds and nanoseconds.
-pub(super) type Stamp = (u64, u64, u64, i64, i64);
-
 impl Watch {
     /// Watches until aborted. A reload that fails changes nothing.
     pub(super) fn start(mut self, mut reloads: channel::Receiver<()>) -> JoinHandle<()> {
-        let woken = self.follow_health();
+        let woken = Arc::clone(&self.woken);
+        self.devices.values().for_each(|handle| self.follow(handle));
         tokio::spawn(async move {
             let mut seen = Seen { keyring: self.keyring.take(), ..Seen::default() };
             let started = Instant::now();
@@ -99,84 +99,14 @@ impl Watch {
         })
     }
 
-    /// Is notified whenever a device's health changes.
-    fn follow_health(&self) -> Arc<Notify> {
-        let woken = Arc::new(Notify::new());
-        for handle in self.devices.values() {
-            let (mut changes, woken) = (handle.health_changes(), Arc::clone(&woken));
-            tokio::spawn(async move {
-                while changes.changed().await.is_ok() {
-                    woken.notify_one();
-                }
-            });
-        }
-        woken
-    }
-
-    async fn reload(&self, seen: &mut Seen) {
-        let path = self.config.path.clone();
-        let config = match blocking(move || Config::load(&path)).await {
-            Ok(config) => config,
-            Err(error) => {
-                let shut = error.what.contains("Permission denied") && confine::is_alone(&self.config);
-                let remedy = if shut { REPLACED } else { error.remedy.as_str() };
-                tracing::error!(%error, remedy, "the configuration is not reloaded: the old one stays in force");
-                return;
+    /// Has each change of a device's health looked at, until its last handle is dropped.
+    pub(super) fn follow(&self, handle: &Handle) {
+        let (mut changes, woken) = (handle.health_changes(), Arc::clone(&self.woken));
+        tokio::spawn(async move {
+            while changes.changed().await.is_ok() {
+                woken.notify_one();
             }
-        };
-        match self.load_keyring().await {
-            Ok(keyring) => self.signer.set_keyring(keyring),
-            Err(error) => {
-                tracing::error!(%error, remedy = error.remedy(), "nothing is reloaded: the keyring can't be used");
-                return;
-            }
-        }
-        seen.forget_checks();
-        let fixed = |config: &Config| {
-            let Config {
-                policy: _,
-                path: _,
-                devices,
-                listen,
-                metadata,
-                audit,
-                cache_entries,
-                state_dir,
-                max_client_cache_time,
-                exchanges,
-            } = config.clone();
-            (devices, listen, metadata, audit, cache_entries, state_dir, max_client_cache_time, exchanges)
-        };
-        if fixed(&config) != fixed(&self.config) {
-            tracing::warn!("more than accounts and rules changed in the configuration: restart signetd for the rest");
-        }
-        self.signer.set_policy(config.policy);
-        tracing::info!("reloaded accounts, rules and keyring");
-    }
-
-    /// Takes a keyring that signetctl replaced. One that can't be used changes nothing.
-    async fn follow_keyring(&self, seen: &mut Seen) {
-        let state_dir = self.config.state_dir.clone();
-        let stamp = blocking(move || stamp(&state_dir)).await;
-        if seen.keyring == stamp {
-            return;
-        }
-        seen.keyring = stamp;
-        match self.load_keyring().await {
-            Ok(keyring) => {
-                tracing::info!(keys = keyring.keys().len(), "took the keyring");
-                self.signer.set_keyring(keyring);
-                seen.forget_checks();
-            }
-            Err(error) => {
-                tracing::error!(%error, remedy = error.remedy(), "the keyring can't be used: the one before stays in force");
-            }
-        }
-    }
-
-    async fn load_keyring(&self) -> Result<LiveKeyring, KeyringError> {
-        let (state_dir, devices) = (self.config.state_dir.clone(), self.devices.clone());
-        blocking(move || LiveKeyring::load(&state_dir, &devices)).await
+        });
     }
 
     /// Tells each change of a device once.
@@ -278,7 +208,7 @@ impl Seen {
         self.checks.insert(key.kid().clone(), outcome);
     }
 
-    fn forget_checks(&mut self) {
+    pub(super) fn forget_checks(&mut self) {
         self.checks.clear();
         self.wanted.clear();
     }
@@ -341,28 +271,12 @@ fn log_check(key: &Key, checked: &Result<(), DeviceError>) {
     }
 }
 
-/// Does on a thread of its own what reads files, or looks up names, which may ask the network.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match task::spawn_blocking(work).await.map_err(task::JoinError::try_into_panic) {
-        Ok(done) => done,
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        Err(Err(_the_daemon_ends)) => std::future::pending().await,
-    }
-}
-
-pub(super) fn stamp(state_dir: &StateDir) -> Option<Stamp> {
-    let metadata = fs::metadata(state_dir.keyring()).ok()?;
-    Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
-}
-
 const TICK: Duration = Duration::from_millis(500);
 /// A device that has signed nothing for so long is asked to, but no oftener than leaves it so many times as long as that takes.
 const PROBE: Duration = Duration::from_millis(500);
 const PROBE_SHARE: u32 = 20;
 /// How long it may take then.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
-/// A confined daemon has the file open to it, not the folder.
-const REPLACED: &str = "correct it in the file that was there at the start: its folder holds a PIN, so no other file in it can be read; or restart signetd";
 /// How long a start waits for a device before the supervisor is told that it goes without.
 const GRACE: Duration = Duration::from_secs(10);
 const CHECK_LIMIT: Duration = Duration::from_secs(10);

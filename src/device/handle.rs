@@ -143,6 +143,12 @@ impl Handle {
         !self.requests.is_closed() && answer != Err(DeviceError::Late)
     }
 
+    /// Whether another handle is a clone of this one.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.counters, &other.counters)
+    }
+
     /// How the device is now.
     #[must_use]
     pub fn health(&self) -> Health {

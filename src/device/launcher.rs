@@ -1,8 +1,9 @@
 //! The launcher: a small process that starts device processes for a daemon that has given up the right to.
 //!
 //! What a confined daemon may not do its children may not either, and they have to open devices, PINs and modules. So they
-//! are another process's children. That process is told once, before the daemon meets a caller, which devices there are;
-//! from then on the daemon names one, passes an end of a pipe, and can have nothing else started, nor started otherwise.
+//! are another process's children. That process is told once, before the daemon meets a caller, which devices there are and
+//! where they are configured; from then on the daemon names one, passes an end of a pipe, and can have nothing else started, nor
+//! started otherwise: of a device that is configured otherwise by now the launcher reads the configuration itself.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
@@ -31,20 +33,30 @@ pub struct LauncherProcess {
 /// What the launcher is told.
 #[derive(Serialize, Deserialize)]
 enum Order {
-    /// First and once: the devices there are.
-    Know(Vec<DeviceConfig>),
-    /// Start this device's process on the descriptor that comes with it.
-    Start { id: u64, device: KeyId },
+    /// First and once: the devices there are, and the file that says so.
+    Know(Vec<DeviceConfig>, PathBuf),
+    /// Start the process of this device, which the daemon knows by this configuration, on the descriptor that comes with it.
+    Start { id: u64, device: KeyId, print: Print },
     /// Kill it.
     End { id: u64 },
 }
 
+/// What two configurations have in common only if they are the same.
+type Print = [u8; 32];
+
+fn print(config: &DeviceConfig) -> io::Result<Print> {
+    let bytes = postcard::to_stdvec(config).map_err(io::Error::other)?;
+    let mut print = Print::default();
+    print.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+    Ok(print)
+}
+
 impl LauncherProcess {
-    /// Starts the launcher: this program with the arguments that make it [`run`].
+    /// Starts the launcher: this program with the arguments that make it [`run`]. The devices are those of this file.
     ///
     /// # Errors
     /// Whatever the system says.
-    pub fn start(program: &Path, arguments: &[OsString], devices: &[DeviceConfig]) -> io::Result<Self> {
+    pub fn start(program: &Path, arguments: &[OsString], devices: &[DeviceConfig], file: &Path) -> io::Result<Self> {
         let (socket, launchers) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         Command::new(program)
             .args(arguments)
@@ -54,13 +66,13 @@ impl LauncherProcess {
             .process_group(0)
             .spawn()?;
         let launcher = Self { socket };
-        launcher.order(&Order::Know(devices.to_vec()), None)?;
+        launcher.order(&Order::Know(devices.to_vec(), file.to_owned()), None)?;
         Ok(launcher)
     }
 
     /// Has a device's process started on its end of a pipe. Where that fails, the pipe is closed.
-    pub(super) fn launch(&self, id: u64, device: &KeyId, pipe: &OwnedFd) -> io::Result<()> {
-        self.order(&Order::Start { id, device: device.clone() }, Some(pipe))
+    pub(super) fn launch(&self, id: u64, device: &DeviceConfig, pipe: &OwnedFd) -> io::Result<()> {
+        self.order(&Order::Start { id, device: device.name.clone(), print: print(device)? }, Some(pipe))
     }
 
     /// Has a device's process killed.
@@ -87,12 +99,17 @@ impl LauncherProcess {
 }
 
 /// Runs the launcher on the socket that stands at standard input, until the daemon closes it. Device processes are
-/// `program arguments CONFIG`. Returns the exit code.
-pub fn run(program: PathBuf, arguments: Vec<OsString>) -> u8 {
+/// `program arguments CONFIG`. `reread` tells the devices of a configuration file as it is now. Returns the exit code.
+pub fn run(
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    reread: impl Fn(&Path) -> Result<Vec<DeviceConfig>, String>,
+) -> u8 {
     let launched = keep_signals_for_the_daemon().and_then(|()| {
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         let (devices, children) = (Vec::new(), HashMap::new());
-        Nursery { program, arguments, socket, devices, children, dying: Vec::new() }.serve()
+        let file = PathBuf::new();
+        Nursery { program, arguments, socket, devices, file, reread, children, dying: Vec::new() }.serve()
     });
     match launched {
         Ok(()) => 0,
@@ -104,17 +121,20 @@ pub fn run(program: PathBuf, arguments: Vec<OsString>) -> u8 {
 }
 
 /// The launcher's side.
-struct Nursery {
+struct Nursery<F> {
     program: PathBuf,
     arguments: Vec<OsString>,
     socket: OwnedFd,
     devices: Vec<DeviceConfig>,
+    /// Where they stand.
+    file: PathBuf,
+    reread: F,
     children: HashMap<u64, Child>,
     /// Killed, and not yet ended.
     dying: Vec<Child>,
 }
 
-impl Nursery {
+impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Nursery<F> {
     fn serve(&mut self) -> io::Result<()> {
         loop {
             let patience = if self.dying.is_empty() { PollTimeout::NONE } else { REAP_PAUSE.into() };
@@ -133,8 +153,10 @@ impl Nursery {
 
     fn obey(&mut self, order: Order, pipe: Option<OwnedFd>) {
         match (order, pipe) {
-            (Order::Know(devices), None) if self.devices.is_empty() => self.devices = devices,
-            (Order::Start { id, device }, Some(pipe)) => match self.start(&device, pipe) {
+            (Order::Know(devices, file), None) if self.devices.is_empty() => {
+                (self.devices, self.file) = (devices, file);
+            }
+            (Order::Start { id, device, print }, Some(pipe)) => match self.start(&device, print, pipe) {
                 Ok(child) => drop(self.children.insert(id, child)),
                 Err(error) => tracing::error!(%device, "its process can't be started: {error}"),
             },
@@ -148,11 +170,18 @@ impl Nursery {
         }
     }
 
-    fn start(&self, device: &KeyId, pipe: OwnedFd) -> io::Result<Child> {
-        let config = self.devices.iter().find(|config| config.name == *device);
-        let config = config.ok_or_else(|| io::Error::other("there is no such device"))?;
+    fn start(&mut self, device: &KeyId, print: Print, pipe: OwnedFd) -> io::Result<Child> {
+        if self.find(device, print).is_none() {
+            self.devices = (self.reread)(&self.file).map_err(io::Error::other)?;
+        }
+        let config = self.find(device, print);
+        let config = config.ok_or_else(|| io::Error::other("it is configured otherwise now: reload signetd"))?;
         let text = serde_json::to_string(config)?;
         command(&self.program, &self.arguments, config).arg(text).stdin(pipe).spawn()
+    }
+
+    fn find(&self, device: &KeyId, wanted: Print) -> Option<&DeviceConfig> {
+        self.devices.iter().find(|config| config.name == *device && print(config).is_ok_and(|print| print == wanted))
     }
 }
 

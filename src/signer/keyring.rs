@@ -92,7 +92,7 @@ impl LiveKeyring {
     /// Knows of the keys that it shares with the one before what that knew.
     pub(super) fn follow(&self, before: &Self) {
         for key in &self.keys {
-            if let Some(old) = before.keys.iter().find(|old| old.is_same(key) && old.device == key.device) {
+            if let Some(old) = before.keys.iter().find(|old| old.is_same(key)) {
                 key.standing.proven.store(old.is_proven(), Ordering::Relaxed);
                 *key.standing.shaken() = *old.standing.shaken();
             }
@@ -189,9 +189,13 @@ impl Key {
         self.state == KeyState::Active
     }
 
-    /// Whether another one is this one, as it was read from the keyring at another time.
+    /// Whether another one is this one on the same device, as it was read from the keyring at another time.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.kid == other.kid && self.public_key == other.public_key
+        let same_device = match (&self.handle, &other.handle) {
+            (Some(one), Some(other)) => one.is_same(other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        self.kid == other.kid && self.public_key == other.public_key && same_device
     }
 
     /// Whether it would sign now.

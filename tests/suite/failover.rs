@@ -16,7 +16,7 @@ use signet::signer::{Audit, Bytes, Cache, Call, Devices, LiveKeyring, SignError,
 use tokio::time::Instant;
 use tonic_health::ServingStatus;
 
-use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::daemon::{ACCOUNT, TestDaemon, payload};
 use crate::support::fake::{Fake, locator};
 use crate::support::softhsm::SoftHsm;
 use crate::support::{PATIENCE, eventually};
@@ -132,4 +132,40 @@ async fn health_and_status_tell_of_a_token_that_is_gone_and_of_its_return_though
     fs::rename(&away, &tokens).unwrap();
     daemon.wait_for_health(ServingStatus::Serving).await;
     assert!(daemon.signetctl(&["status"]).contains("ready"));
+}
+
+#[tokio::test]
+async fn devices_come_change_and_go_with_a_reload() {
+    let Some(token) = SoftHsm::new() else { return };
+    let absent = "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path={folder}/no-such-tpm\"\n";
+    let daemon = TestDaemon::start(&TestDaemon::config(absent));
+    let devices = async || {
+        let answer = daemon.client().get_status(proto::GetStatusRequest {}).await.unwrap().into_inner();
+        answer.devices.into_iter().map(|device| device.name).collect::<Vec<_>>()
+    };
+    let reload = async |tables: &str, expected: &[&str]| {
+        daemon.configure(&TestDaemon::config(tables));
+        daemon.signal(nix::sys::signal::Signal::SIGHUP);
+        eventually("the devices are those of the file", async || devices().await == expected).await;
+    };
+    reload(&(absent.to_owned() + &token.toml()), &["hsm", "tpm"]).await;
+    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    let before = daemon.device_processes();
+    // The TPM goes; the token has other sessions, and so another process, though a token minted before still lives.
+    daemon.signetctl(&["mint", "--audience", "https://app.example/"]);
+    reload(&token.toml().replace("sessions = 2", "sessions = 1"), &["hsm"]).await;
+    eventually("the token has another process alone", async || {
+        let now = daemon.device_processes();
+        now.len() == 1 && !before.contains(&now[0])
+    })
+    .await;
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    daemon.signetctl(&["mint", "--audience", "https://app.example/"]);
+    // What can't be taken whole changes nothing.
+    daemon.configure(&TestDaemon::config(&token.toml().replace("kind = \"pkcs11\"", "kind = \"pkcs12\"")));
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon.wait_for_log("the old one stays in force");
+    assert_eq!(devices().await, ["hsm"]);
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
 }

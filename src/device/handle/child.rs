@@ -58,7 +58,7 @@ impl DeviceProcess {
             }
             Start::Apart(launcher) => {
                 let id = NEXT_ID.fetch_add(1, Relaxed);
-                launcher.launch(id, &config.name, &OwnedFd::from(childs)).map_err(failed)?;
+                launcher.launch(id, config, &OwnedFd::from(childs)).map_err(failed)?;
                 let pipe = pipe.try_clone().map_err(failed)?;
                 Running::Apart { launcher: Arc::clone(launcher), id, pipe }
             }

@@ -389,7 +389,7 @@ const BATCH: usize = 64;
 const MOST_WORKERS: usize = 256;
 /// The pause before a lost process is followed by another: doubled while generations end without a right answer.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a device is tried that an operator must mend.
 const PROBE: Duration = Duration::from_secs(1);
 /// How old a process is before a missing key is reason enough for a fresh one.

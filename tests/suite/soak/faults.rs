@@ -14,7 +14,7 @@ use tonic::Request;
 use super::{Device, Random};
 use crate::support::daemon::{TestDaemon, payload};
 use crate::support::modules::Shim;
-use crate::support::softhsm::SoftHsm;
+use crate::support::softhsm::{LABEL, SoftHsm};
 use crate::support::swtpm::SwTpm;
 use crate::support::tpm_proxy::{Fault as Spoiled, LOAD, SIGN, TpmProxy};
 use crate::support::write_private;
@@ -26,6 +26,9 @@ pub(super) struct Stage<'a> {
     pub(super) tpm: Option<(SwTpm, TpmProxy)>,
     /// What the fault of the moment holds in its hands.
     pub(super) held: Held,
+    /// How often SoftHSM's own files had to be put back: a process that is killed while it logs in leaves them torn, for SoftHSM
+    /// writes to them with every login. No device of hardware does.
+    pub(super) torn: u64,
 }
 
 #[derive(Default)]
@@ -267,6 +270,24 @@ impl Stage<'_> {
             Act::Connections => self.held.connections.clear(),
             _ => {}
         }
+        self.mend_token();
+    }
+
+    /// Keeps a copy of the token as it is now.
+    pub(super) fn keep_token(&self) {
+        if self.token.is_some() {
+            copy(&self.token().join("tokens"), &self.token().join("copy"));
+        }
+    }
+
+    fn mend_token(&mut self) {
+        let Some((token, _)) = &self.token else { return };
+        let mut slots = Command::new("softhsm2-util");
+        let slots = slots.arg("--show-slots").env("SOFTHSM2_CONF", token.configuration()).output().unwrap();
+        if !String::from_utf8_lossy(&slots.stdout).contains(LABEL) {
+            self.torn += 1;
+            copy(&self.token().join("copy"), &self.token().join("tokens"));
+        }
     }
 
     fn shim(&self) -> &Shim<'_> {
@@ -325,6 +346,12 @@ impl Stage<'_> {
             tokio::spawn(async move { client.sign_blob(request).await });
         }
     }
+}
+
+/// Copies a folder with all that is in it, over what is there.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let copied = Command::new("cp").args(["-a", "-T"]).args([from, to]).status().unwrap();
+    assert!(copied.success());
 }
 
 /// Replaces a file whole, as a package manager does.

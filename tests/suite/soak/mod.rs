@@ -142,7 +142,9 @@ impl<'a> Stage<'a> {
             daemon.signetctl(&["key", "generate", "--device", name]);
         }
         daemon.spawn();
-        Some(Self { daemon, token, tpm, held: Held::default() })
+        let stage = Self { daemon, token, tpm, held: Held::default(), torn: 0 };
+        stage.keep_token();
+        Some(stage)
     }
 
     fn go_on(&self) -> PathBuf {
@@ -292,6 +294,7 @@ impl Course {
             recovery_of_all_ms: of_all,
             health_of_all_ms: Times::of(self.health),
             memory_kib: memory.into(),
+            torn_tokens: stage.torn,
             callers_lag_ms: sum.lag_ms,
             timeline: self.timeline,
         }

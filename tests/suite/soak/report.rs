@@ -29,6 +29,8 @@ pub(super) struct Report {
     pub(super) health_of_all_ms: Times,
     /// Of the daemon that ran last: what it had when it was warm, and at the end.
     pub(super) memory_kib: (u64, u64),
+    /// How often a kill left SoftHSM's files torn; they were put back before recovery was measured.
+    pub(super) torn_tokens: u64,
     pub(super) callers_lag_ms: u64,
     #[serde(skip)]
     pub(super) timeline: Timeline,

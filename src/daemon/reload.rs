@@ -1,0 +1,122 @@
+//! What changes while the daemon serves: the configuration at SIGHUP, the keyring whenever signetctl replaces it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+
+use tokio::task;
+
+use super::confine;
+use super::watch::{Seen, Watch};
+use crate::config::Config;
+use crate::device::DeviceConfig;
+use crate::device::handle::{Handle, Start};
+use crate::file::StateDir;
+use crate::keyring::KeyringError;
+use crate::signer::{Devices, LiveKeyring};
+
+/// What changes when a file is replaced or rewritten: device, inode, length, time of change in seconds and nanoseconds.
+pub(super) type Stamp = (u64, u64, u64, i64, i64);
+
+impl Watch {
+    /// Takes the configuration as it is now: all of it, or nothing.
+    pub(super) async fn reload(&mut self, seen: &mut Seen) {
+        let path = self.config.path.clone();
+        let config = match blocking(move || Config::load(&path)).await {
+            Ok(config) => config,
+            Err(error) => {
+                let shut = error.what.contains("Permission denied") && confine::is_alone(&self.config);
+                let remedy = if shut { REPLACED } else { error.remedy.as_str() };
+                tracing::error!(%error, remedy, "the configuration is not reloaded: the old one stays in force");
+                return;
+            }
+        };
+        let devices = self.devices_of(&config);
+        match self.load_keyring(&devices).await {
+            Ok(keyring) => self.signer.set_keyring(keyring),
+            Err(error) => {
+                tracing::error!(%error, remedy = error.remedy(), "nothing is reloaded: the keyring can't be used");
+                return;
+            }
+        }
+        seen.forget_checks();
+        let fixed = |config: &Config| {
+            let Config {
+                policy: _,
+                path: _,
+                devices: _,
+                listen,
+                metadata,
+                audit,
+                cache_entries,
+                state_dir,
+                max_client_cache_time,
+                exchanges,
+            } = config.clone();
+            (listen, metadata, audit, cache_entries, state_dir, max_client_cache_time, exchanges)
+        };
+        if fixed(&config) != fixed(&self.config) {
+            tracing::warn!(
+                "more than accounts, rules and devices changed in the configuration: restart signetd for the rest"
+            );
+        }
+        self.signer.set_policy(config.policy);
+        (self.devices, self.config.devices) = (devices, config.devices);
+        tracing::info!("reloaded accounts, rules, devices and keyring");
+    }
+
+    /// The devices of another configuration: those that are in it as they were go on, the others are started anew.
+    fn devices_of(&self, config: &Config) -> Devices {
+        let handle = |device: &DeviceConfig| {
+            if let Some(same) = self.devices.get(&device.name).filter(|_| self.config.devices.contains(device)) {
+                return same.clone();
+            }
+            let handle = Handle::start(device.clone(), Start::Apart(Arc::clone(&self.launcher)));
+            self.follow(&handle);
+            handle
+        };
+        config.devices.iter().map(|device| (device.name.clone(), handle(device))).collect()
+    }
+
+    /// Takes a keyring that signetctl replaced. One that can't be used changes nothing.
+    pub(super) async fn follow_keyring(&self, seen: &mut Seen) {
+        let state_dir = self.config.state_dir.clone();
+        let stamp = blocking(move || stamp(&state_dir)).await;
+        if seen.keyring == stamp {
+            return;
+        }
+        seen.keyring = stamp;
+        match self.load_keyring(&self.devices).await {
+            Ok(keyring) => {
+                tracing::info!(keys = keyring.keys().len(), "took the keyring");
+                self.signer.set_keyring(keyring);
+                seen.forget_checks();
+            }
+            Err(error) => {
+                tracing::error!(%error, remedy = error.remedy(), "the keyring can't be used: the one before stays in force");
+            }
+        }
+    }
+
+    async fn load_keyring(&self, devices: &Devices) -> Result<LiveKeyring, KeyringError> {
+        let (state_dir, devices) = (self.config.state_dir.clone(), devices.clone());
+        blocking(move || LiveKeyring::load(&state_dir, &devices)).await
+    }
+}
+
+/// Does on a thread of its own what reads files, or looks up names, which may ask the network.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match task::spawn_blocking(work).await.map_err(task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_the_daemon_ends)) => std::future::pending().await,
+    }
+}
+
+pub(super) fn stamp(state_dir: &StateDir) -> Option<Stamp> {
+    let metadata = fs::metadata(state_dir.keyring()).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// A confined daemon has the file open to it, not the folder.
+const REPLACED: &str = "correct it in the file that was there at the start: its folder holds a PIN, so no other file in it can be read; or restart signetd";
