@@ -190,6 +190,8 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[derive(Serialize)]
@@ -241,5 +243,36 @@ mod tests {
         assert_eq!(verify(new.as_slice(), Some(old.last.clone())).unwrap().last.seq, 4);
         assert_eq!(verify(new.as_slice(), None).unwrap().first, old.last);
         assert!(verify(lines[3].as_slice(), Some(old.last)).is_err());
+    }
+
+    proptest! {
+        /// The last line alone has nobody behind it who knows its hash: that is what the head beside the log is for.
+        #[test]
+        fn whatever_becomes_of_any_line_but_the_last_is_found(
+            texts in proptest::collection::vec(".{0,9}", 2..8),
+            place in any::<proptest::sample::Index>(),
+            other in any::<proptest::sample::Index>(),
+            flip in 1..=u8::MAX,
+        ) {
+            let (mut head, mut log) = (Head::start(), Vec::new());
+            for text in &texts {
+                head.append(&serde_json::json!({ "what": text }), &mut log).unwrap();
+            }
+            prop_assert_eq!(verify(log.as_slice(), None).unwrap().last, head);
+            let lines: Vec<_> = log.split_inclusive(|byte| *byte == b'\n').collect();
+            let line = place.index(lines.len() - 1);
+            let begin: usize = lines[..line].iter().map(|line| line.len()).sum();
+            let mut changed = log.clone();
+            changed[begin + other.index(lines[line].len())] ^= flip;
+            prop_assert!(verify(changed.as_slice(), None).is_err(), "changed");
+            let mut removed = lines.clone();
+            removed.remove(line);
+            let found = verify(removed.concat().as_slice(), None);
+            // A log may begin anywhere, so what is cut off there shows only to who knows where it must begin.
+            prop_assert!(found.is_err() || line == 0 && found.unwrap().first != Head::start(), "removed");
+            let mut swapped = lines.clone();
+            swapped.swap(line, line + 1 + other.index(lines.len() - line - 1));
+            prop_assert!(verify(swapped.concat().as_slice(), None).is_err(), "swapped");
+        }
     }
 }

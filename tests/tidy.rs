@@ -85,6 +85,9 @@ fn the_tests_that_the_threat_table_names_exist() {
         .filter(|(place, test)| *place != "topic" && *test != "test")
         .collect();
     assert!(named.len() > 30, "the table is not read any more");
+    for row in table.lines().filter(|line| line.starts_with("| T") || line.starts_with("| - ")) {
+        assert!(row.contains("::"), "no test stands for {row}");
+    }
     for (place, test) in named {
         let file = match place.starts_with("src/") {
             true => root.join(place),
@@ -93,6 +96,43 @@ fn the_tests_that_the_threat_table_names_exist() {
         let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         assert!(text.contains(&format!("fn {test}(")), "SECURITY.md names {place}::{test}, which is gone");
     }
+}
+
+/// What a person finds in the log or is told must stand in the runbook.
+#[test]
+fn the_runbook_knows_every_reason_and_every_message_of_the_log() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let runbook = fs::read_to_string(root.join("docs/runbook.md")).unwrap();
+    let mut met = 0;
+    for file in rust_files(&root.join("src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let is_reason = |quoted: &&str| {
+            let shape = quoted.len() > 7 && quoted.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+            shape && !quoted.starts_with("CARGO_")
+        };
+        let of_signer = file.starts_with(root.join("src/signer"));
+        let reasons = text.split('"').filter(is_reason).filter(|_| of_signer).map(str::to_owned);
+        let logs = text.match_indices("tracing::error!(").chain(text.match_indices("tracing::warn!("));
+        let logged = logs.filter_map(|(at, _)| message(&text[at..]));
+        for message in reasons.chain(logged) {
+            met += 1;
+            assert!(runbook.contains(&message), "docs/runbook.md says nothing of {message:?} in {}", file.display());
+        }
+    }
+    assert!(met > 40, "the sources are not read any more");
+}
+
+/// The first words of a macro's message that are always the same; none where it has none of its own.
+fn message(call: &str) -> Option<String> {
+    let mut open = 0_usize;
+    let end = call.bytes().position(|byte| {
+        open = if byte == b'(' { open + 1 } else { open - usize::from(byte == b')' && open > 0) };
+        byte == b')' && open == 0
+    })?;
+    let quoted = call[..end].rsplit('"').nth(1)?;
+    let fixed = quoted.split([':', '{']).map(str::trim).find(|part| part.len() > 10 && !part.contains('}'))?;
+    Some(fixed.to_owned())
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
