@@ -68,7 +68,7 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     // Before there are other threads: those that exist are not bound.
     confine(&config);
     let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let prepared = Prepared { sockets, exchanges, audit: audit.clone() };
     let served = runtime.block_on(serve(config, Arc::new(launcher), prepared));
     // Device processes end with their handles; nothing else is worth waiting for.
@@ -250,8 +250,6 @@ impl Signals {
 pub const DEVICE_LAUNCHER: &str = "device-launcher";
 /// The hidden subcommand of a device process.
 pub const DEVICE_PROCESS: &str = "device-process";
-/// Two carry what two cores can sign; more only lengthen the tail.
-const WORKERS: usize = 2;
 const NO_PORT: &str = "listen.http can't be served (systemd: RestrictAddressFamilies= needs AF_INET and AF_NETLINK)";
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the audit records of requests that were cut off may take.

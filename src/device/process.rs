@@ -1,21 +1,23 @@
 //! The device process: the child's side of the pipe. It owns the PIN, the module and the sessions.
 //!
-//! One thread reads jobs, one thread for each [`Device`] does them; whoever finishes first writes for all that finished
-//! with it. The process decides nothing: what is lost or refused it reports, and the daemon closes the pipe to have
-//! a fresh one. When the pipe closes, it ends at once, whatever its workers are stuck in.
+//! A thread for each [`Device`] takes jobs from the pipe itself: the kernel hands each to one that is idle, and always to the
+//! same one while that keeps up, whose caches are warm. The process decides nothing: what is lost or refused it reports,
+//! and the daemon closes the pipe to have a fresh one. When the pipe closes, it ends at once, whatever its workers are
+//! stuck in.
 
-use std::collections::VecDeque;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::socket::MsgFlags;
 
-use super::wire::{self, Answer, BadFrame, Frames, Job, Report, Work};
+use super::wire::{self, Answer, Job, Report, Work};
 use super::{Device, DeviceConfig, DeviceError, DeviceKind, Opened, latch};
 use crate::sandbox::{self, Files, Kept, SandboxError};
 
@@ -40,33 +42,19 @@ pub(super) fn keep_signals_for_the_daemon() -> io::Result<()> {
 
 /// Returns where the device could not be opened; otherwise serves until [`end`].
 fn serve(told: Option<DeviceConfig>, open: impl Fn(&DeviceConfig) -> Result<Opened, DeviceError>) -> io::Result<()> {
-    let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut frames = Frames::default();
+    let pipe = io::stdin().as_fd().try_clone_to_owned()?;
     // What a module starts must not hold the pipe.
     nix::unistd::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-    let mut told = told;
-    let config = loop {
-        if let Some(config) = told.take() {
-            break config;
-        }
-        receive(&mut socket, &mut frames)?;
-        told = frames.next().map_err(io::Error::other)?;
-    };
-    let shared = Arc::new(Shared {
-        jobs: Mutex::default(),
-        arrived: Condvar::new(),
-        replies: Mutex::default(),
-        socket: socket.try_clone()?,
-        refused: OnceLock::new(),
-    });
+    let config = told.map_or_else(|| wire::receive(&pipe, &mut wire::buffer(), MsgFlags::empty()), Ok)?;
+    let shared = Arc::new(Shared { pipe, refused: OnceLock::new() });
     if let Err(error) = if config.sandbox { confine(&config) } else { Ok(()) } {
         let open = format!(r#"its process can't be confined: {error}; sandbox = "off" does without"#);
         shared.send(&Report::Refused(DeviceError::Misconfigured(open)));
         return Ok(());
     }
-    // Reads from now on: a module may hang while it opens, and the process must end with its pipe nevertheless.
-    let reader = Arc::clone(&shared);
-    spawn("pipe", move || reader.read(socket, frames))?;
+    // Watched from now on: a module may hang while it opens, and the process must end with its pipe nevertheless.
+    let watched = Arc::clone(&shared);
+    spawn("pipe", move || watched.end_with_pipe())?;
 
     let devices = match open(&config) {
         Ok(devices) => devices,
@@ -80,11 +68,12 @@ fn serve(told: Option<DeviceConfig>, open: impl Fn(&DeviceConfig) -> Result<Open
     let mut devices = devices.into_iter();
     let own = devices.next();
     for mut device in devices {
-        let worker = Arc::clone(&shared);
-        spawn("worker", move || worker.work(&mut *device))?;
+        let (worker, jobs) = (Arc::clone(&shared), Jobs::of(&shared)?);
+        spawn("worker", move || worker.work(&mut *device, jobs))?;
     }
     let Some(mut device) = own else { return Err(io::Error::other("the device has no workers")) };
-    shared.work(&mut *device)
+    let jobs = Jobs::of(&shared)?;
+    shared.work(&mut *device, jobs)
 }
 
 /// Gives up what no device of its kind needs. A TPM's files are known; what a PKCS#11 module reads and writes is not.
@@ -110,73 +99,75 @@ fn confine(config: &DeviceConfig) -> Result<(), SandboxError> {
 }
 
 struct Shared {
-    /// Jobs with the time from which on they are late.
-    jobs: Mutex<VecDeque<(Instant, Job)>>,
-    arrived: Condvar,
-    replies: Mutex<Replies>,
-    socket: UnixStream,
+    pipe: OwnedFd,
     /// The first refusal of a PIN: nothing touches the device after it.
     refused: OnceLock<DeviceError>,
 }
 
-#[derive(Default)]
-struct Replies {
-    bytes: Vec<u8>,
-    /// A worker writes now, and will write what is added meanwhile.
-    writing: bool,
+/// A worker's way to its next job.
+struct Jobs {
+    shared: Arc<Shared>,
+    /// Of the workers that wait, the kernel wakes one, in the order in which they came to the pipe (EPOLLEXCLUSIVE,
+    /// epoll_ctl(2)).
+    turn: Epoll,
+    buffer: Box<[u8]>,
+}
+
+impl Jobs {
+    fn of(shared: &Arc<Shared>) -> io::Result<Self> {
+        let turn = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        turn.add(&shared.pipe, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE, 0))?;
+        Ok(Self { shared: Arc::clone(shared), turn, buffer: wire::buffer() })
+    }
+
+    fn next(&mut self) -> io::Result<Job> {
+        loop {
+            match wire::receive(&self.shared.pipe, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => return received,
+            }
+            match self.turn.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
 impl Shared {
-    fn read(&self, mut socket: UnixStream, mut frames: Frames) -> ! {
-        loop {
-            let arrived = receive(&mut socket, &mut frames).map_err(|_closed| ()).and_then(|()| {
-                self.queue(&mut frames).map_err(|error| tracing::error!("device process: from the daemon: {error}"))
-            });
-            if arrived.is_err() {
-                end()
-            }
-        }
+    /// What arrives does not wake this thread, only the end.
+    fn end_with_pipe(&self) -> ! {
+        let end_of_peer = PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut pipe = [PollFd::new(self.pipe.as_fd(), end_of_peer)];
+        while poll(&mut pipe, PollTimeout::NONE).is_err() {}
+        end()
     }
 
-    fn queue(&self, frames: &mut Frames) -> Result<(), BadFrame> {
-        let now = Instant::now();
-        let mut jobs = lock(&self.jobs);
-        while let Some(job) = frames.next::<Job>()? {
-            // What is too far away to be counted is no deadline.
-            let deadline = now.checked_add(job.remaining).unwrap_or(now + Duration::from_secs(3600));
-            jobs.push_back((deadline, job));
-            self.arrived.notify_one();
-        }
-        Ok(())
-    }
-
-    fn work(&self, device: &mut dyn Device) -> ! {
+    fn work(&self, device: &mut dyn Device, mut jobs: Jobs) -> ! {
         // A device that panics is as lost as one that crashes.
         let _end = EndOnPanic;
         loop {
-            let (deadline, job) = self.next_job();
-            let outcome = self.perform(device, &job, deadline);
-            self.send(&Report::Done { id: job.id, outcome });
-        }
-    }
-
-    fn next_job(&self) -> (Instant, Job) {
-        let mut jobs = lock(&self.jobs);
-        loop {
-            if let Some(job) = jobs.pop_front() {
-                return job;
+            match jobs.next() {
+                Ok(job) => {
+                    let outcome = self.perform(device, &job);
+                    self.send(&Report::Done { id: job.id, outcome });
+                }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => end(),
+                Err(error) => {
+                    tracing::error!("device process: from the daemon: {error}");
+                    end()
+                }
             }
-            jobs = self.arrived.wait(jobs).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn perform(&self, device: &mut dyn Device, job: &Job, deadline: Instant) -> Result<Answer, DeviceError> {
+    fn perform(&self, device: &mut dyn Device, job: &Job) -> Result<Answer, DeviceError> {
         let mut retries = RETRIES;
         loop {
             if let Some(error) = self.refused.get() {
                 return Err(error.clone());
             }
-            if Instant::now() >= deadline {
+            if wire::now() >= job.deadline {
                 return Err(DeviceError::Late);
             }
             let outcome = match &job.work {
@@ -197,25 +188,10 @@ impl Shared {
         }
     }
 
-    /// Writes a report now, or leaves it to the worker that is writing.
     fn send(&self, report: &Report) {
-        let mut replies = lock(&self.replies);
-        if wire::encode(report, &mut replies.bytes).is_err() {
+        if wire::send(&self.pipe, report, MsgFlags::empty()).is_err() {
             end()
         }
-        if replies.writing {
-            return;
-        }
-        replies.writing = true;
-        while !replies.bytes.is_empty() {
-            let batch = std::mem::take(&mut replies.bytes);
-            drop(replies);
-            if (&self.socket).write_all(&batch).is_err() {
-                end()
-            }
-            replies = lock(&self.replies);
-        }
-        replies.writing = false;
     }
 }
 
@@ -225,14 +201,6 @@ impl Drop for EndOnPanic {
     fn drop(&mut self) {
         end()
     }
-}
-
-/// Reads what is there into `frames`; an error also where the daemon has closed the pipe.
-fn receive(socket: &mut UnixStream, frames: &mut Frames) -> io::Result<()> {
-    let mut chunk = [0; 16 * 1024];
-    let length = socket.read(&mut chunk)?;
-    frames.push(chunk.get(..length).unwrap_or_default());
-    if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -245,10 +213,6 @@ fn end() -> ! {
     latch::settle();
     let _ = raise(Signal::SIGKILL);
     std::process::abort()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the TSS is made of, and what the C library reads to look up a host.
@@ -280,14 +244,13 @@ mod tests {
     }
 
     fn shared() -> Shared {
-        let (jobs, replies, refused) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        Shared { jobs, arrived: Condvar::new(), replies, socket: UnixStream::pair().unwrap().0, refused }
+        Shared { pipe: wire::pipe().unwrap().0, refused: OnceLock::new() }
     }
 
     fn perform(shared: &Shared, device: &mut Scripted, patience: Duration) -> Result<(), DeviceError> {
         let work = Work::Sign { algorithm: Algorithm::Rs256, digest: Digest::Sha256([0; 32]) };
-        let job = Job { id: 1, remaining: patience, locator: KeyLocator::Handle(1), work };
-        shared.perform(device, &job, Instant::now() + patience).map(drop)
+        let job = Job { id: 1, deadline: wire::now() + patience, locator: KeyLocator::Handle(1), work };
+        shared.perform(device, &job).map(drop)
     }
 
     #[test]

@@ -1,11 +1,16 @@
-//! What the daemon and a device process say to each other, and how it is framed.
+//! What the daemon and a device process say to each other, and the pipe by which they do.
 //!
-//! A frame is its length as a little-endian u32 and a value in postcard. The daemon sends a [`super::DeviceConfig`], then
+//! Each message is a value in postcard. The daemon sends a [`super::DeviceConfig`], where its launcher did not, then
 //! [`Job`]s; the process sends one [`Report::Opened`] or [`Report::Refused`], then a [`Report::Done`] for each job, in any
 //! order. Neither side believes a length or an id.
 
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
+use nix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +21,8 @@ use crate::key::{Algorithm, Digest, KeyLocator, Signature};
 #[derive(Serialize, Deserialize)]
 pub(super) struct Job<Locator = KeyLocator> {
     pub(super) id: u64,
-    /// How long the caller still waited when this was sent: the two sides share no clock.
-    pub(super) remaining: Duration,
+    /// When the caller no longer waits, by [`now`].
+    pub(super) deadline: Duration,
     pub(super) locator: Locator,
     pub(super) work: Work,
 }
@@ -48,122 +53,98 @@ pub(super) enum Answer {
     Sign(Signature),
 }
 
-/// Appends a frame, or nothing.
-pub(super) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>) -> Result<(), BadFrame> {
-    let frame = postcard::to_stdvec(value).map_err(BadFrame::Malformed)?;
-    let header = u32::try_from(frame.len()).ok().filter(|_| frame.len() <= LONGEST);
-    bytes.extend(header.ok_or(BadFrame::TooLong(frame.len()))?.to_le_bytes());
-    bytes.extend(frame);
-    Ok(())
+/// The clock that both sides share (CLOCK_MONOTONIC), zero where the system has none.
+pub(super) fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
-/// Bytes as they arrive, cut into frames.
-#[derive(Default)]
-pub(super) struct Frames {
-    bytes: Vec<u8>,
-    taken: usize,
+/// The two ends of a pipe: sockets that keep messages whole and in order, so that any thread may send, and each message is
+/// received by one.
+pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
-impl Frames {
-    /// Adds what was read.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.bytes.drain(..self.taken);
-        self.taken = 0;
-        self.bytes.extend_from_slice(bytes);
+/// Sends a message. `InvalidInput`: it is none that could be sent. With `MSG_DONTWAIT` also `WouldBlock`.
+pub(super) fn send<T: Serialize>(pipe: &OwnedFd, message: &T, flags: MsgFlags) -> io::Result<()> {
+    let unsendable = |problem: String| io::Error::new(io::ErrorKind::InvalidInput, problem);
+    let message = postcard::to_stdvec(message).map_err(|error| unsendable(error.to_string()))?;
+    if message.len() > LONGEST {
+        return Err(unsendable(format!("it has {} bytes", message.len())));
     }
-
-    /// The next whole frame, if it is there yet.
-    pub(super) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, BadFrame> {
-        let pending = self.bytes.get(self.taken..).unwrap_or_default();
-        let Some((header, rest)) = pending.split_first_chunk::<HEADER>() else { return Ok(None) };
-        let length = u32::from_le_bytes(*header) as usize;
-        if length > LONGEST {
-            return Err(BadFrame::TooLong(length));
+    loop {
+        match socket::send(pipe.as_raw_fd(), &message, flags | MsgFlags::MSG_NOSIGNAL) {
+            Err(Errno::EINTR) => {}
+            sent => return sent.map(drop).map_err(io::Error::from),
         }
-        let Some(frame) = rest.get(..length) else { return Ok(None) };
-        let (value, left) = postcard::take_from_bytes(frame).map_err(BadFrame::Malformed)?;
-        if !left.is_empty() {
-            return Err(BadFrame::Malformed(postcard::Error::DeserializeUnexpectedEnd));
-        }
-        self.taken += HEADER + length;
-        Ok(Some(value))
     }
 }
 
-/// Why a frame can't be written or read.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum BadFrame {
-    #[error("a frame of {0} bytes")]
-    TooLong(usize),
-    #[error("a malformed frame: {0}")]
-    Malformed(postcard::Error),
+/// Receives a message by way of a [`buffer`]. `UnexpectedEof`: there is nobody to send one. `InvalidData`: it was none.
+/// With `MSG_DONTWAIT` also `WouldBlock`.
+pub(super) fn receive<T: DeserializeOwned>(pipe: &OwnedFd, buffer: &mut [u8], flags: MsgFlags) -> io::Result<T> {
+    let malformed = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
+    let length = loop {
+        match socket::recv(pipe.as_raw_fd(), buffer, flags | MsgFlags::MSG_TRUNC) {
+            Err(Errno::EINTR) => {}
+            Ok(0) | Err(Errno::ECONNRESET) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            received => break received?,
+        }
+    };
+    let message = buffer.get(..length).ok_or_else(|| malformed(format!("a message of {length} bytes")))?;
+    match postcard::take_from_bytes(message) {
+        Ok((message, [])) => Ok(message),
+        Ok(_) => Err(malformed("a message with something behind it".to_owned())),
+        Err(error) => Err(malformed(format!("a malformed message: {error}"))),
+    }
+}
+
+/// Room for any message.
+pub(super) fn buffer() -> Box<[u8]> {
+    vec![0; LONGEST].into_boxed_slice()
 }
 
 /// The locator of a key is the longest thing sent: some kilobytes of PEM.
 const LONGEST: usize = 64 * 1024;
-const HEADER: usize = 4;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn job(id: u64) -> Job {
-        let digest = Digest::Sha256([7; 32]);
-        let locator = KeyLocator::Pkcs11("pkcs11:object=a".to_owned());
-        Job {
-            id,
-            remaining: Duration::from_millis(5),
-            locator,
-            work: Work::Sign { algorithm: Algorithm::Rs256, digest },
-        }
+    fn received<T: DeserializeOwned>(message: &[u8]) -> io::Result<T> {
+        let (one, other) = pipe().unwrap();
+        socket::send(one.as_raw_fd(), message, MsgFlags::empty()).unwrap();
+        receive(&other, &mut buffer(), MsgFlags::empty())
     }
 
     #[test]
-    fn frames_arrive_whole_however_they_were_cut() {
-        let mut bytes = Vec::new();
-        for id in 0..5 {
-            encode(&job(id), &mut bytes).unwrap();
-        }
-        for size in [1, 3, 7, 100, bytes.len()] {
-            let mut frames = Frames::default();
-            let mut ids = Vec::new();
-            for chunk in bytes.chunks(size) {
-                frames.push(chunk);
-                while let Some(Job { id, .. }) = frames.next::<Job>().unwrap() {
-                    ids.push(id);
-                }
-            }
-            assert_eq!(ids, [0, 1, 2, 3, 4], "in chunks of {size}");
-        }
-    }
-
-    #[test]
-    fn a_borrowed_locator_reads_as_an_owned_one() {
+    fn a_borrowed_locator_reads_as_an_owned_one_and_messages_stay_apart() {
         let locator = KeyLocator::Handle(0x8100_0001);
-        let mut bytes = Vec::new();
-        encode(&Job { id: 1, remaining: Duration::ZERO, locator: &locator, work: Work::PublicKey }, &mut bytes)
-            .unwrap();
-        let mut frames = Frames::default();
-        frames.push(&bytes);
-        assert_eq!(frames.next::<Job>().unwrap().unwrap().locator, locator);
+        let (one, other) = pipe().unwrap();
+        for id in 1..=3 {
+            let job = Job { id, deadline: now(), locator: &locator, work: Work::PublicKey };
+            send(&one, &job, MsgFlags::empty()).unwrap();
+        }
+        drop(one);
+        for id in 1..=3 {
+            let job: Job = receive(&other, &mut buffer(), MsgFlags::empty()).unwrap();
+            assert!(job.id == id && job.locator == locator && job.deadline <= now());
+        }
+        let end = receive::<Job>(&other, &mut buffer(), MsgFlags::empty());
+        assert_eq!(end.err().map(|error| error.kind()), Some(io::ErrorKind::UnexpectedEof));
     }
 
     #[test]
-    fn a_huge_length_garbage_and_a_long_frame_are_refused() {
-        let next = |bytes: &[u8]| {
-            let mut frames = Frames::default();
-            frames.push(bytes);
-            frames.next::<Report>().map(|report| report.is_some())
-        };
-        assert!(matches!(next(&u32::MAX.to_le_bytes()), Err(BadFrame::TooLong(_))));
-        assert!(matches!(next(&[1, 0, 0, 0, 0xff]), Err(BadFrame::Malformed(_))));
-        let mut padded = Vec::new();
-        encode(&Report::Opened { workers: 1 }, &mut padded).unwrap();
-        padded[0] += 1;
-        padded.push(0);
-        assert!(matches!(next(&padded), Err(BadFrame::Malformed(_))));
-        // A list that claims more elements than the frame has bytes.
-        assert!(matches!(next(&[7, 0, 0, 0, 2, 0, 0, 0, 0xff, 0xff, 0x7f]), Err(BadFrame::Malformed(_))));
-        assert!(encode(&KeyLocator::Tss2("x".repeat(LONGEST)), &mut Vec::new()).is_err());
+    fn garbage_and_what_is_too_long_are_refused() {
+        let kind = |message: &[u8]| received::<Report>(message).err().map(|error| error.kind());
+        let mut opened = postcard::to_stdvec(&Report::Opened { workers: 1 }).unwrap();
+        assert_eq!(kind(&opened), None);
+        opened.push(0);
+        // The last is a list that claims more elements than the message has bytes.
+        for bad in [&opened, &[0xff][..], &vec![0; LONGEST + 1], &[2, 0, 0, 0, 0xff, 0xff, 0x7f]] {
+            assert_eq!(kind(bad), Some(io::ErrorKind::InvalidData), "{} bytes", bad.len());
+        }
+        let (one, _other) = pipe().unwrap();
+        let long = send(&one, &KeyLocator::Tss2("x".repeat(LONGEST)), MsgFlags::empty());
+        assert_eq!(long.err().map(|error| error.kind()), Some(io::ErrorKind::InvalidInput));
     }
 }

@@ -37,7 +37,7 @@ impl Identities {
             return connection;
         }
         let (uid, pid) = (connection.caller().uid, connection.caller().pid);
-        let learnt = match (peer::pin(connection.stream()), pid) {
+        let learnt = match (peer::pin(connection.socket()), pid) {
             (Ok(peer), Some(pid)) => {
                 let identities = Arc::clone(&self);
                 let look_up = move || identities.look_up(&peer, pid, &sought);
@@ -281,9 +281,9 @@ mod tests {
         assert!(identities.hashes.lock().unwrap().contains_key(Path::new("/bin/cat")));
     }
 
-    #[tokio::test]
-    async fn nothing_is_learnt_of_a_peer_that_has_ended() {
-        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+    #[test]
+    fn nothing_is_learnt_of_a_peer_that_has_ended() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let alive = peer::pin(&ours).unwrap();
         let identities = Identities::default();
         let all = Sought { unit: true, ..sought(&program(), None) };
@@ -293,10 +293,10 @@ mod tests {
         // A child connects, and its socket outlives it.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let script = "import socket,sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdin.read()";
         let mut child = Command::new("python3").args(["-c", script]).arg(&path).stdin(Stdio::piped()).spawn().unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
+        let (stream, _) = listener.accept().unwrap();
         let peer = peer::pin(&stream).unwrap();
         let pid = child.id();
         assert!(identities.look_up(&peer, pid, &all).is_ok());

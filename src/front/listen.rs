@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use std::time::Duration;
 use nix::fcntl::Flock;
 use nix::sys::stat::{Mode, umask};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::time::{Instant, Sleep};
 
 use super::admission::{ACCEPT_PAUSE, Connections, Place, Told};
 use super::peer;
+use super::stream::Stream;
 use crate::access::{Caller, Executable};
 use crate::file;
 use crate::trust::{self, Untrusted};
@@ -130,7 +132,9 @@ impl Listener {
         loop {
             match self.socket.accept().await {
                 Ok((stream, _unnamed)) => {
-                    if let Some(connection) = self.admit(stream) {
+                    if let Ok(stream) = stream.into_std()
+                        && let Some(connection) = self.admit(stream)
+                    {
                         return connection;
                     }
                 }
@@ -159,6 +163,7 @@ impl Listener {
             }
             return None;
         };
+        let stream = Stream::new(stream).ok()?;
         let (patience, awaited) = (Box::pin(tokio::time::sleep(FIRST_REQUEST)), Awaited::FirstRequest);
         Some(Connection { stream, caller, awaited, patience, told: Arc::clone(&self.told), _place: place })
     }
@@ -215,7 +220,7 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
     if metadata.uid() != nix::unistd::geteuid().as_raw() {
         return Err(occupied("a socket of another user stands there"));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // It answers, or is too busy to: either way somebody serves it.
@@ -226,7 +231,7 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
 /// An admitted connection: knows its peer, and ends when what is awaited of it does not come.
 #[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
+    stream: Stream,
     caller: Caller,
     awaited: Awaited,
     patience: Pin<Box<Sleep>>,
@@ -252,8 +257,8 @@ impl Connection {
         &self.caller
     }
 
-    pub(super) const fn stream(&self) -> &UnixStream {
-        &self.stream
+    pub(super) fn socket(&self) -> &UnixStream {
+        self.stream.socket()
     }
 
     /// Takes note of what the peer runs. That took its time: the peer's begins now.
@@ -340,7 +345,7 @@ mod tests {
             let (first, second) = tokio::join!(bind(), bind());
             let (first, second) = (first.unwrap(), second.unwrap());
             assert!(first.is_ok() != second.is_ok(), "round {round}: {first:?}, {second:?}");
-            std::os::unix::net::UnixStream::connect(&path).unwrap();
+            UnixStream::connect(&path).unwrap();
         }
     }
 }

@@ -8,3 +8,4 @@ mod identity;
 mod limits;
 pub mod listen;
 mod peer;
+mod stream;

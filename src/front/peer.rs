@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
 
-use tokio::net::UnixStream;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use crate::access::Caller;
 
@@ -12,8 +13,9 @@ use crate::access::Caller;
 /// # Errors
 /// Whatever the kernel says.
 pub(super) fn caller(stream: &UnixStream) -> io::Result<Caller> {
-    let peer = stream.peer_cred()?;
-    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+    let peer = getsockopt(stream, PeerCredentials)?;
+    // 0 where the peer lives in a namespace that this process can't see into.
+    let pid = u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0);
     Ok(Caller { pid, ..Caller::new(peer.uid(), peer.gid(), groups(stream)?) })
 }
 

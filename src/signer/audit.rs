@@ -1,13 +1,15 @@
 //! The audit log: one record a decision, written before the reply, whatever becomes of the caller.
 //!
-//! One thread writes: records that wait together go out in one write. While the log can't be written nothing is signed;
-//! what was decided until then is kept and written first as soon as that is possible again.
+//! A record is written where it is finished, unless that could take long: while others wait, while the log is being synced
+//! and where each record must be, a thread writes, all that wait together at once. While the log can't be written nothing
+//! is signed; what was decided until then is kept and written first as soon as that is possible again.
 
 mod log;
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -25,15 +27,31 @@ use log::{LogFile, Written};
 #[derive(Clone, Debug)]
 pub struct Audit {
     writer: Writer,
-    writable: Arc<AtomicBool>,
 }
 
-/// The way to the thread that writes.
+/// The log, and the way to the thread that writes what is not written at once.
 #[derive(Clone, Debug)]
 struct Writer {
+    log: Arc<Log>,
     messages: mpsc::Sender<Message>,
-    /// How many messages are not written yet.
-    waiting: Arc<AtomicUsize>,
+}
+
+/// What whoever finishes a record shares with the thread.
+#[derive(Debug)]
+struct Log {
+    open: Mutex<OpenLog>,
+    fsync: Fsync,
+    /// Whether the last record could be written.
+    writable: AtomicBool,
+    /// How many messages wait for the thread.
+    waiting: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct OpenLog {
+    file: LogFile,
+    /// Since when there is something that is not synced.
+    unsynced: Option<Instant>,
 }
 
 /// The record of one request on its way. Dropped before it is finished, it is written as of a caller that went away.
@@ -78,6 +96,8 @@ enum Message {
     Rotate,
     /// Sync what stands before this; whoever waits is told then.
     Flush(mpsc::Sender<()>),
+    /// There is now something to sync, or to write again.
+    Look,
 }
 
 impl Audit {
@@ -86,23 +106,22 @@ impl Audit {
     /// # Errors
     /// [`OpenError`] says what to do. A log that can't be continued is never overwritten.
     pub fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
-        let file = LogFile::open(path, rotation)?;
-        let writable = Arc::new(AtomicBool::new(true));
+        let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None });
+        let (writable, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
+        let log = Arc::new(Log { open, fsync, writable, waiting });
         let (sender, messages) = mpsc::channel();
-        let writer = Writer { messages: sender, waiting: Arc::default() };
-        let waiting = Arc::clone(&writer.waiting);
-        let thread = Thread { file, fsync, writable: Arc::clone(&writable), messages, waiting, unsynced: None };
+        let thread = Thread { log: Arc::clone(&log), messages };
         std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn(|| thread.run())
             .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-        Ok(Self { writer, writable })
+        Ok(Self { writer: Writer { log, messages: sender } })
     }
 
     /// Whether the last record could be written.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.writable.load(Ordering::Acquire)
+        self.writer.log.writable.load(Ordering::Acquire)
     }
 
     /// Begins a new file, whatever the size of this one.
@@ -121,7 +140,7 @@ impl Audit {
 
     /// Begins the record of a request.
     pub(super) fn begin(&self, call: &Call<'_>) -> Result<Record, SignError> {
-        if !self.is_writable() || self.writer.waiting.load(Ordering::Relaxed) >= MOST_WAITING {
+        if !self.is_writable() || self.writer.log.waiting.load(Ordering::Relaxed) >= MOST_WAITING {
             return Err(unwritable());
         }
         let executable = call.caller.executable.as_ref();
@@ -235,12 +254,14 @@ impl Record {
             }
         }
         entry.latency_us = micros(self.began.elapsed());
-        let (reply, written) = oneshot::channel();
-        let sent = self.writer.send(Message::Entry(entry, Some(reply)));
-        if !sent || !written.await.unwrap_or(false) {
-            return Err(unwritable());
-        }
-        result
+        let written = match self.writer.write_now(&entry) {
+            Some(written) => written,
+            None => {
+                let (reply, written) = oneshot::channel();
+                self.writer.send(Message::Entry(entry, Some(reply))) && written.await.unwrap_or(false)
+            }
+        };
+        if written { result } else { Err(unwritable()) }
     }
 }
 
@@ -251,14 +272,40 @@ impl Drop for Record {
             entry.outcome = SignError::Late.reason();
         }
         entry.latency_us = micros(self.began.elapsed());
-        self.writer.send(Message::Entry(entry, None));
+        if self.writer.write_now(&entry).is_none() {
+            self.writer.send(Message::Entry(entry, None));
+        }
     }
 }
 
 impl Writer {
+    /// Whether a record could be written; none where that is for the thread.
+    fn write_now(&self, entry: &Entry) -> Option<bool> {
+        let log = &self.log;
+        if log.fsync == Fsync::Always
+            || log.waiting.load(Ordering::Acquire) > 0
+            || !log.writable.load(Ordering::Acquire)
+        {
+            return None;
+        }
+        let mut open = match log.open.try_lock() {
+            Ok(open) => open,
+            Err(TryLockError::Poisoned(open)) => open.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let was_synced = open.unsynced.is_none();
+        let appended = open.append(std::iter::once(entry), log.fsync);
+        let written = log.tell(&open, &appended);
+        if !written || (was_synced && open.unsynced.is_some()) {
+            drop(open);
+            self.send(Message::Look);
+        }
+        Some(written)
+    }
+
     /// False where nobody writes any more.
     fn send(&self, message: Message) -> bool {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) + 1 == MOST_WAITING {
+        if self.log.waiting.fetch_add(1, Ordering::Relaxed) + 1 == MOST_WAITING {
             tracing::error!(
                 "{MOST_WAITING} audit records wait to be written: nothing is signed until they are (does the disk hang?)"
             );
@@ -267,18 +314,52 @@ impl Writer {
     }
 }
 
-/// The thread that owns the file.
+impl OpenLog {
+    /// Appends records, or keeps them until they can be.
+    fn append<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>, fsync: Fsync) -> io::Result<()> {
+        if self.file.append(entries)? == Written::Something && fsync != Fsync::Never {
+            self.unsynced.get_or_insert_with(Instant::now);
+        }
+        Ok(())
+    }
+
+    fn sync_where_due(&mut self, fsync: Fsync) -> io::Result<()> {
+        let wait = if fsync == Fsync::Always { Duration::ZERO } else { SYNC_INTERVAL };
+        if self.unsynced.is_some_and(|since| since.elapsed() >= wait) {
+            self.file.sync()?;
+            self.unsynced = None;
+        }
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Takes note of whether the log can be written, and tells where that has changed.
+    fn tell(&self, open: &OpenLog, written: &io::Result<()>) -> bool {
+        let was_writable = self.writable.swap(written.is_ok(), Ordering::AcqRel);
+        match written {
+            Err(error) if was_writable => {
+                tracing::error!(%error, path = %open.file.path().display(), "the audit log can't be written: nothing is signed until it can (disk full?)");
+            }
+            Ok(()) if !was_writable => tracing::info!("the audit log can be written again"),
+            _ => {}
+        }
+        written.is_ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OpenLog> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread that writes what could take long.
 struct Thread {
-    file: LogFile,
-    fsync: Fsync,
-    writable: Arc<AtomicBool>,
+    log: Arc<Log>,
     messages: mpsc::Receiver<Message>,
-    waiting: Arc<AtomicUsize>,
-    unsynced: Option<Instant>,
 }
 
 impl Thread {
-    fn run(mut self) {
+    fn run(self) {
         loop {
             let first = match self.messages.recv_timeout(self.patience()) {
                 Ok(message) => Some(message),
@@ -288,62 +369,37 @@ impl Thread {
             let batch: Vec<_> = first.into_iter().chain(self.messages.try_iter().take(BATCH)).collect();
             self.write(batch);
         }
-        let _ = self.file.sync();
+        let _ = self.log.lock().file.sync();
     }
 
-    /// How long to wait for a record before there is something else to do.
+    /// How long to wait for a message before there is something else to do.
     fn patience(&self) -> Duration {
-        if !self.writable.load(Ordering::Acquire) {
+        if !self.log.writable.load(Ordering::Acquire) {
             return RETRY;
         }
-        self.unsynced.map_or(Duration::from_secs(3600), |since| SYNC_INTERVAL.saturating_sub(since.elapsed()))
+        let unsynced = self.log.lock().unsynced;
+        unsynced.map_or(Duration::from_secs(3600), |since| SYNC_INTERVAL.saturating_sub(since.elapsed()))
     }
 
-    fn write(&mut self, batch: Vec<Message>) {
+    fn write(&self, batch: Vec<Message>) {
+        let mut open = self.log.lock();
         if batch.iter().any(|message| matches!(message, Message::Rotate)) {
-            self.file.rotate();
+            open.file.rotate();
         }
         let entries = batch.iter().filter_map(|message| match message {
             Message::Entry(entry, _) => Some(entry.as_ref()),
-            Message::Rotate | Message::Flush(_) => None,
+            _ => None,
         });
-        let written = self.file.append(entries).and_then(|written| {
-            if written == Written::Something {
-                self.unsynced.get_or_insert_with(Instant::now);
-            }
-            self.sync_where_due()
-        });
-        let was_writable = self.writable.swap(written.is_ok(), Ordering::AcqRel);
-        match &written {
-            Err(error) if was_writable => {
-                tracing::error!(%error, path = %self.file.path().display(), "the audit log can't be written: nothing is signed until it can (disk full?)");
-            }
-            Ok(()) if !was_writable => tracing::info!("the audit log can be written again"),
-            _ => {}
-        }
-        self.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
+        let appended = open.append(entries, self.log.fsync).and_then(|()| open.sync_where_due(self.log.fsync));
+        let written = self.log.tell(&open, &appended);
+        self.log.waiting.fetch_sub(batch.len(), Ordering::AcqRel);
         for message in batch {
             match message {
-                Message::Entry(_, Some(reply)) => drop(reply.send(written.is_ok())),
-                Message::Flush(reply) if written.is_ok() && self.file.sync().is_ok() => drop(reply.send(())),
-                Message::Entry(_, None) | Message::Rotate | Message::Flush(_) => {}
+                Message::Entry(_, Some(reply)) => drop(reply.send(written)),
+                Message::Flush(reply) if written && open.file.sync().is_ok() => drop(reply.send(())),
+                _ => {}
             }
         }
-    }
-
-    fn sync_where_due(&mut self) -> std::io::Result<()> {
-        let due = match (self.fsync, self.unsynced) {
-            (_, None) | (Fsync::Never, _) => false,
-            (Fsync::Always, Some(_)) => true,
-            (Fsync::Interval, Some(since)) => since.elapsed() >= SYNC_INTERVAL,
-        };
-        if due {
-            self.file.sync()?;
-        }
-        if due || self.fsync == Fsync::Never {
-            self.unsynced = None;
-        }
-        Ok(())
     }
 }
 
@@ -407,9 +463,11 @@ mod tests {
 
     #[test]
     fn nothing_is_begun_while_too_many_records_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let rotation = Rotation { max_size: u64::MAX, keep: 1 };
+        let mut audit = Audit::open(&folder.path().join("audit.log"), Fsync::Always, rotation).unwrap();
         let (messages, hangs) = mpsc::channel();
-        let writer = Writer { messages, waiting: Arc::default() };
-        let audit = Audit { writer, writable: Arc::new(AtomicBool::new(true)) };
+        audit.writer.messages = messages;
         let caller = Caller::new(1, 1, vec![]);
         for _ in 0..MOST_WAITING {
             drop(audit.begin(&call(&caller)).unwrap());

@@ -1,13 +1,12 @@
 //! The device handle against a device process that does everything wrong that a process can.
 
-use std::io::Write as _;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::unistd::Pid;
 use signet::device::handle::{Handle, Health, Launcher, SignRequest};
 use signet::device::{DeviceError, DeviceKind, latch};
@@ -542,10 +541,9 @@ async fn a_process_that_ignores_everything_delays_nothing() {
 async fn a_stuck_process_ends_when_the_daemon_is_gone() {
     let fake = Fake::new();
     fake.once("open", "hang");
-    let (mut child, mut pipe) = by_hand(launcher());
+    let (mut child, pipe) = by_hand(launcher());
     let config = postcard::to_stdvec(&fake.config()).unwrap();
-    pipe.write_all(&u32::try_from(config.len()).unwrap().to_le_bytes()).unwrap();
-    pipe.write_all(&config).unwrap();
+    send(pipe.as_raw_fd(), &config, MsgFlags::empty()).unwrap();
     eventually("it opens", async || fake.calls("open") == 1).await;
     assert!(child.try_wait().unwrap().is_none());
     drop(pipe);
@@ -557,7 +555,7 @@ async fn a_stuck_process_ends_when_the_daemon_is_gone() {
 #[test]
 fn signals_for_the_daemon_leave_its_device_processes_alone() {
     let program = env!("CARGO_BIN_EXE_signetd").into();
-    let (mut child, mut pipe) = by_hand(Launcher { program, arguments: vec![signet::daemon::DEVICE_PROCESS.into()] });
+    let (mut child, pipe) = by_hand(Launcher { program, arguments: vec![signet::daemon::DEVICE_PROCESS.into()] });
     let pid = i32::try_from(child.id()).unwrap();
     let blocks_signals = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -572,15 +570,15 @@ fn signals_for_the_daemon_leave_its_device_processes_alone() {
         kill(Pid::from_raw(pid), signal).unwrap();
     }
     // Ended by nonsense on its pipe, not by a signal.
-    pipe.write_all(&[0xff; 8]).unwrap();
+    send(pipe.as_raw_fd(), &[0xff; 8], MsgFlags::empty()).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
 /// A device process and the daemon's end of its pipe.
-fn by_hand(launcher: Launcher) -> (Child, UnixStream) {
-    let (pipe, childs) = UnixStream::pair().unwrap();
+fn by_hand(launcher: Launcher) -> (Child, OwnedFd) {
+    let (pipe, childs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     let Launcher { program, arguments } = launcher;
-    let stdin = Stdio::from(OwnedFd::from(childs));
+    let stdin = Stdio::from(childs);
     (Command::new(program).args(arguments).stdin(stdin).stdout(Stdio::null()).spawn().unwrap(), pipe)
 }
 

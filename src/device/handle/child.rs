@@ -1,31 +1,29 @@
 //! A running device process, as the daemon holds it: its end of the pipe, and the means to end it.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use serde::Serialize;
-use tokio::io::Interest;
-use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Launcher, Start};
 use crate::device::launcher::{self, LauncherProcess};
-use crate::device::wire::{self, BadFrame, Frames, Report};
+use crate::device::wire::{self, Report};
 use crate::device::{DeviceConfig, DeviceError};
+use crate::readable::Readable;
 
 /// A device process and its pipe. Dropping it kills the process, and waits for nothing: one that the kernel holds in a
 /// device's driver dies minutes later.
 pub(super) struct DeviceProcess {
-    pipe: UnixStream,
-    incoming: Frames,
-    chunk: Box<[u8]>,
-    outgoing: Vec<u8>,
+    /// Looked after for reading alone: each message that the process takes would wake whoever waits to write.
+    pipe: Readable<OwnedFd>,
+    buffer: Box<[u8]>,
     /// Both go to the task that reaps the child.
     child: Option<(Running, OwnedSemaphorePermit)>,
 }
@@ -37,7 +35,7 @@ enum Running {
     Apart {
         launcher: Arc<LauncherProcess>,
         id: u64,
-        pipe: std::os::unix::net::UnixStream,
+        pipe: OwnedFd,
     },
 }
 
@@ -49,8 +47,7 @@ impl DeviceProcess {
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, DeviceError> {
         let failed = |error: io::Error| DeviceError::Away(format!("its process can't be started: {error}"));
-        let (pipe, childs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
-        pipe.set_nonblocking(true).map_err(failed)?;
+        let (pipe, childs) = wire::pipe().map_err(failed)?;
         let child = match launcher {
             Start::Here(Launcher { program, arguments }) => {
                 let mut command = Command::from(launcher::command(program, arguments, config));
@@ -58,19 +55,14 @@ impl DeviceProcess {
             }
             Start::Apart(launcher) => {
                 let id = NEXT_ID.fetch_add(1, Relaxed);
-                launcher.launch(id, config, &OwnedFd::from(childs)).map_err(failed)?;
-                let pipe = pipe.try_clone().map_err(failed)?;
+                launcher.launch(id, config, &childs).map_err(failed)?;
+                let pipe = pipe.as_fd().try_clone_to_owned().map_err(failed)?;
                 Running::Apart { launcher: Arc::clone(launcher), id, pipe }
             }
         };
         let told_already = matches!(child, Running::Apart { .. });
-        let mut process = Self {
-            pipe: UnixStream::from_std(pipe).map_err(failed)?,
-            incoming: Frames::default(),
-            chunk: vec![0; 16 * 1024].into_boxed_slice(),
-            outgoing: Vec::new(),
-            child: Some((child, permit)),
-        };
+        let pipe = Readable::new(pipe).map_err(failed)?;
+        let process = Self { pipe, buffer: wire::buffer(), child: Some((child, permit)) };
         if told_already {
             return Ok(process);
         }
@@ -78,44 +70,21 @@ impl DeviceProcess {
         Ok(process)
     }
 
-    /// Adds a frame to what [`Self::flush`] writes.
-    pub(super) fn send<T: Serialize>(&mut self, frame: &T) -> Result<(), BadFrame> {
-        wire::encode(frame, &mut self.outgoing)
+    /// Sends a message. `WouldBlock`: the process has not yet taken those before.
+    pub(super) fn send<T: Serialize>(&self, message: &T) -> io::Result<()> {
+        wire::send(self.pipe.get_ref(), message, MsgFlags::MSG_DONTWAIT)
     }
 
-    /// Writes as much as the pipe takes now; [`Self::receive`] writes the rest.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        while !self.outgoing.is_empty() {
-            match self.pipe.try_write(&self.outgoing) {
-                Ok(written) => drop(self.outgoing.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until something has arrived for [`Self::report`]. Cancel-safe.
-    pub(super) async fn receive(&mut self) -> io::Result<()> {
+    /// Waits for the next report. Cancel-safe.
+    pub(super) async fn receive(&mut self) -> io::Result<Report> {
         loop {
-            let writing = if self.outgoing.is_empty() { Interest::READABLE } else { Interest::WRITABLE };
-            self.pipe.ready(Interest::READABLE | writing).await?;
-            self.flush()?;
-            match self.pipe.try_read(&mut self.chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => {
-                    self.incoming.push(self.chunk.get(..length).unwrap_or_default());
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+            let mut ready = self.pipe.readable().await?;
+            if let Ok(received) =
+                ready.try_io(|pipe| wire::receive(pipe.get_ref(), &mut self.buffer, MsgFlags::MSG_DONTWAIT))
+            {
+                return received;
             }
         }
-    }
-
-    /// The next report that has arrived whole.
-    pub(super) fn report(&mut self) -> Result<Option<Report>, BadFrame> {
-        self.incoming.next()
     }
 }
 
@@ -143,7 +112,7 @@ impl Running {
             Self::Child(child) => drop(child.start_kill()),
             Self::Apart { launcher, id, pipe } => {
                 // Its end of the pipe ends too, and it with it, should the launcher be no more.
-                let _ = pipe.shutdown(Shutdown::Write);
+                let _ = shutdown(pipe.as_raw_fd(), Shutdown::Write);
                 let _ = launcher.end(*id);
             }
         }
@@ -157,13 +126,13 @@ impl Running {
                 Err(error) => tracing::warn!("a device process: {error}"),
             },
             Self::Apart { pipe, .. } => {
-                let Ok(pipe) = UnixStream::from_std(pipe) else { return };
-                let mut rest = [0; 4096];
-                while pipe.readable().await.is_ok() {
-                    match pipe.try_read(&mut rest) {
-                        Ok(1..) => {}
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        Ok(0) | Err(_) => break,
+                let Ok(pipe) = Readable::new(pipe) else { return };
+                let mut rest = wire::buffer();
+                while let Ok(mut ready) = pipe.readable().await {
+                    let received =
+                        ready.try_io(|pipe| wire::receive::<Report>(pipe.get_ref(), &mut rest, MsgFlags::MSG_DONTWAIT));
+                    if matches!(received, Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData) {
+                        break;
                     }
                 }
                 tracing::debug!("a device process has ended");
@@ -176,6 +145,7 @@ impl Running {
 pub(super) fn ended(error: &io::Error) -> DeviceError {
     DeviceError::Away(match error.kind() {
         io::ErrorKind::UnexpectedEof => "its process ended".to_owned(),
+        io::ErrorKind::InvalidData => format!("its process talks nonsense: {error}"),
         _ => format!("the pipe to its process: {error}"),
     })
 }

@@ -21,7 +21,7 @@ use super::child::{DeviceProcess, ended, nonsense};
 use super::queue::{Pace, Queue, Request};
 use super::suspects::Suspects;
 use super::{Counters, Health, Start};
-use crate::device::wire::{Answer, Job, Report};
+use crate::device::wire::{self, Answer, Job, Report};
 use crate::device::{DeviceConfig, DeviceError, latch};
 
 pub(super) struct Dispatcher {
@@ -150,7 +150,7 @@ impl Dispatcher {
     /// Sends what the process can use: two jobs a worker, so that none is ever idle, and little is done in vain.
     fn dispatch(&mut self) {
         let Phase::Running(generation) = &mut self.phase else { return };
-        let now = Instant::now();
+        let (now, clock) = (Instant::now(), wire::now());
         while self.in_flight.len() < generation.workers * 2 {
             let Some(mut request) = self.queue.pop() else { break };
             if let Some(refusal) = self.suspects.refusal(&request) {
@@ -158,15 +158,20 @@ impl Dispatcher {
                 continue;
             }
             self.last_id += 1;
-            let job = Job {
-                id: self.last_id,
-                remaining: request.deadline - now,
-                locator: &*request.locator,
-                work: request.work,
-            };
-            if let Err(error) = generation.process.send(&job) {
-                request.answer(Err(DeviceError::Permanent(format!("its locator can't be sent: {error}"))));
-                continue;
+            let deadline = clock + (request.deadline - now);
+            let job = Job { id: self.last_id, deadline, locator: &*request.locator, work: request.work };
+            match generation.process.send(&job) {
+                Ok(()) => {}
+                // It has not yet taken what is in flight: there will be reports, and another look.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.queue.put_back(request),
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    request.answer(Err(DeviceError::Permanent(format!("its locator can't be sent: {error}"))));
+                    continue;
+                }
+                Err(error) => {
+                    self.queue.put_back(request);
+                    return self.lose(ended(&error));
+                }
             }
             request.sent += 1;
             let round = if self.in_flight.len() < generation.workers { 1 } else { 2 };
@@ -174,21 +179,12 @@ impl Dispatcher {
             self.wake = self.wake.min(limit);
             self.in_flight.insert(self.last_id, InFlight { request, sent: now, round, limit });
         }
-        if let Err(error) = generation.process.flush() {
-            self.lose(ended(&error));
-        }
     }
 
-    fn on_received(&mut self, received: io::Result<()>) {
-        if let Err(error) = received {
-            return self.lose(ended(&error));
-        }
-        while let Phase::Running(generation) = &mut self.phase {
-            match generation.process.report() {
-                Ok(Some(report)) => self.on_report(report),
-                Ok(None) => return,
-                Err(error) => return self.lose(nonsense(&error)),
-            }
+    fn on_received(&mut self, received: io::Result<Report>) {
+        match received {
+            Ok(report) => self.on_report(report),
+            Err(error) => self.lose(ended(&error)),
         }
     }
 
@@ -360,7 +356,7 @@ impl Dispatcher {
 }
 
 impl Phase {
-    async fn receive(&mut self) -> io::Result<()> {
+    async fn receive(&mut self) -> io::Result<Report> {
         match self {
             Self::Running(generation) => generation.process.receive().await,
             _ => std::future::pending().await,

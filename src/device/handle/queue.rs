@@ -115,11 +115,16 @@ impl Queue {
         refused
     }
 
-    /// Puts back a request that has had its turn in vain, for the next process and as its user's next; or answers it.
+    /// Puts back a request that has had its turn in vain, for the next process; or answers it.
     pub(super) fn retry(&mut self, request: Request, error: &DeviceError) {
         if request.sent >= 2 || matches!(error, DeviceError::PinRefused(_)) {
             return request.answer(Err(error.clone()));
         }
+        self.put_back(request);
+    }
+
+    /// Makes a request its user's next, and its user the next.
+    pub(super) fn put_back(&mut self, request: Request) {
         let uid = request.uid;
         let known = self.users.iter().position(|user| user.uid == uid).and_then(|place| self.users.remove(place));
         let mut user = known.unwrap_or(User { uid, waiting: VecDeque::new() });

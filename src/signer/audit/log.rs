@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -145,8 +145,7 @@ impl LogFile {
             Ordering::Greater => self.file.set_len(self.length)?,
             Ordering::Less => return Err(io::Error::other("it was cut off; move it away, and a new file goes on")),
         }
-        self.file.seek(SeekFrom::Start(self.length))?;
-        self.file.write_all(&self.pending)?;
+        self.file.write_all_at(&self.pending, self.length)?;
         self.length += self.pending.len() as u64;
         self.pending.clear();
         Ok(Written::Something)

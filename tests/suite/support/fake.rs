@@ -5,8 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +15,7 @@ use aws_lc_rs::digest as sha;
 use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rsa::{KeyPair as RsaKey, KeySize};
 use aws_lc_rs::signature::{self as sign, EcdsaKeyPair, KeyPair as _};
+use nix::sys::socket::{MsgFlags, send};
 use signet::device::handle::{Handle, Launcher, SignRequest};
 use signet::device::latch::Tries;
 use signet::device::{
@@ -174,7 +174,7 @@ pub(crate) fn launcher() -> Launcher {
 #[ignore = "the fake's device process: started by the tests that need it"]
 fn device_process() {
     // It stands at standard input, but not for long.
-    PIPE.set(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap())).unwrap();
+    PIPE.set(std::io::stdin().as_fd().try_clone_to_owned().unwrap()).unwrap();
     std::process::exit(process::run(None, open).into());
 }
 
@@ -297,10 +297,10 @@ impl FakeDevice {
             "hang" => loop {
                 std::thread::park();
             },
-            "garbage" => say(&[5, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff]),
-            "huge" => say(&[0xff; 16]),
+            "garbage" => say(&[0xff; 5]),
+            "huge" => say(&[0; 100_000]),
             // The answer `Late` to a job of the id 999.
-            "unknown" => say(&[5, 0, 0, 0, 2, 0xe7, 0x07, 1, 8]),
+            "unknown" => say(&[2, 0xe7, 0x07, 1, 8]),
             slow => std::thread::sleep(Duration::from_millis(slow.strip_prefix("slow-").unwrap().parse().unwrap())),
         }
         Ok(false)
@@ -319,10 +319,9 @@ fn next_act(folder: &Path, operation: &str) -> Option<String> {
     acts.iter().find(mine).map(|name| name.split('.').nth(1).unwrap().to_owned())
 }
 
-static PIPE: std::sync::OnceLock<UnixStream> = std::sync::OnceLock::new();
+static PIPE: std::sync::OnceLock<OwnedFd> = std::sync::OnceLock::new();
 
 /// Writes to the pipe what a sound device process never would.
 fn say(bytes: &[u8]) {
-    let mut pipe = PIPE.get().unwrap();
-    pipe.write_all(bytes).unwrap();
+    send(PIPE.get().unwrap().as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).unwrap();
 }

@@ -1,0 +1,51 @@
+//! Descriptors of which only the readiness to be read is looked after.
+//!
+//! Tokio's own sockets are looked after for writing too, so that each message the other side takes out of a unix socket
+//! wakes this side for nothing: with small messages about as often as those that arrive.
+
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor, registered for reading. Calls on it must not block: what they do is for its user.
+#[derive(Debug)]
+pub(crate) struct Readable<T: AsRawFd>(AsyncFd<T>);
+
+impl Readable<OwnedFd> {
+    /// Needs a tokio runtime.
+    pub(crate) fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        register(descriptor, Interest::READABLE).map(Self)
+    }
+}
+
+impl Readable<UnixStream> {
+    /// Needs a tokio runtime.
+    pub(crate) fn stream(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        register(stream, Interest::READABLE).map(Self)
+    }
+
+    /// A second descriptor of the stream, registered for writing: for the rare time when it takes no more.
+    pub(crate) fn writable(&self) -> io::Result<AsyncFd<UnixStream>> {
+        register(self.get_ref().try_clone()?, Interest::WRITABLE)
+    }
+}
+
+/// Nothing but shared references, by which no descriptor is replaced.
+impl<T: AsRawFd> Deref for Readable<T> {
+    type Target = AsyncFd<T>;
+
+    fn deref(&self) -> &AsyncFd<T> {
+        &self.0
+    }
+}
+
+#[allow(unsafe_code, reason = "tokio asks for a promise that the type could give")]
+fn register<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: both kinds of owner keep one descriptor open for as long as they live, and nobody gets a mutable reference.
+    unsafe { AsyncFd::register_with_interest(owner, interest) }.map_err(Into::into)
+}
