@@ -146,11 +146,11 @@ impl Hash {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Digest {
     /// A SHA-256 digest.
-    Sha256([u8; 32]),
+    Sha256(#[serde(with = "serde_bytes")] [u8; 32]),
     /// A SHA-384 digest.
-    Sha384(#[serde(with = "wide")] [u8; 48]),
+    Sha384(#[serde(with = "serde_bytes")] [u8; 48]),
     /// A SHA-512 digest.
-    Sha512(#[serde(with = "wide")] [u8; 64]),
+    Sha512(#[serde(with = "serde_bytes")] [u8; 64]),
 }
 
 impl Digest {
@@ -206,24 +206,9 @@ impl Digest {
     }
 }
 
-/// Serde for arrays longer than 32 bytes.
-mod wide {
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    pub(super) fn serialize<S: Serializer, const N: usize>(bytes: &[u8; N], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u8; N], D::Error> {
-        let bytes = <Vec<u8>>::deserialize(deserializer)?;
-        let length = bytes.len();
-        bytes.try_into().map_err(|_bytes| de::Error::invalid_length(length, &"a digest"))
-    }
-}
-
 /// A signature: as long as the modulus for RSA, 64 bytes `r || s` for ES256 (RFC 7518, 3.4).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Signature(Vec<u8>);
+pub struct Signature(#[serde(with = "serde_bytes")] Vec<u8>);
 
 impl Signature {
     /// Wraps what a device returned.

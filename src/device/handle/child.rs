@@ -51,7 +51,7 @@ impl DeviceProcess {
         let child = match launcher {
             Start::Here(Launcher { program, arguments }) => {
                 let mut command = Command::from(launcher::command(program, arguments, config));
-                Running::Child(command.stdin(OwnedFd::from(childs)).kill_on_drop(true).spawn().map_err(failed)?)
+                Running::Child(command.stdin(childs).kill_on_drop(true).spawn().map_err(failed)?)
             }
             Start::Apart(launcher) => {
                 let id = NEXT_ID.fetch_add(1, Relaxed);
