@@ -31,7 +31,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
     // The daemon never names what makes, takes or destroys keys.
     (&["Provision", "device::provision", "device::init", "device::adopt"], &["device*", "ctl*"]),
     (&["anyhow::"], &["bin/", "ctl*", "daemon*"]),
-    (&["tokio::"], &["device/handle*", "signer*", "front*", "daemon*", "ctl*", "bin/"]),
+    (&["tokio::"], &["device/handle*", "readable.rs", "signer*", "front*", "daemon*", "ctl*", "bin/"]),
     (
         &["std::fs", "std::net", "std::env", "SystemTime::now", "Instant::now"],
         &[

@@ -1,57 +1,28 @@
 //! The audit log: one record a decision, written before the reply, whatever becomes of the caller.
 //!
-//! A record is written where it is finished, unless that could take long: while others wait, while the log is being synced
-//! and where each record must be, a thread writes, all that wait together at once. While the log can't be written nothing
-//! is signed; what was decided until then is kept and written first as soon as that is possible again.
+//! While the log can't be written nothing is signed; what was decided until then is kept and written first as soon as that
+//! is possible again.
 
 mod log;
+mod writer;
 
-use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::Serialize;
-use tokio::sync::oneshot;
 
 use super::{Call, SignError};
 use crate::access::{Denied, Permit, Request};
 use crate::audit::{Fsync, Rotation, hexadecimal};
 use crate::key::{Digest, Hash, KeyId};
 pub use log::OpenError;
-use log::{LogFile, Written};
+use writer::Writer;
 
 /// The audit log, open.
 #[derive(Clone, Debug)]
 pub struct Audit {
     writer: Writer,
-}
-
-/// The log, and the way to the thread that writes what is not written at once.
-#[derive(Clone, Debug)]
-struct Writer {
-    log: Arc<Log>,
-    messages: mpsc::Sender<Message>,
-}
-
-/// What whoever finishes a record shares with the thread.
-#[derive(Debug)]
-struct Log {
-    open: Mutex<OpenLog>,
-    fsync: Fsync,
-    /// Whether the last record could be written.
-    writable: AtomicBool,
-    /// How many messages wait for the thread.
-    waiting: AtomicUsize,
-}
-
-#[derive(Debug)]
-struct OpenLog {
-    file: LogFile,
-    /// Since when there is something that is not synced.
-    unsynced: Option<Instant>,
 }
 
 /// The record of one request on its way. Dropped before it is finished, it is written as of a caller that went away.
@@ -88,59 +59,36 @@ struct Entry {
     outcome: &'static str,
 }
 
-#[derive(Debug)]
-enum Message {
-    /// To be written; whoever waits is told whether it was.
-    Entry(Box<Entry>, Option<oneshot::Sender<bool>>),
-    /// Begin a new file.
-    Rotate,
-    /// Sync what stands before this; whoever waits is told then.
-    Flush(mpsc::Sender<()>),
-    /// There is now something to sync, or to write again.
-    Look,
-}
-
 impl Audit {
     /// Opens the log, mends its last line where a crash has torn it, and starts the thread that writes.
     ///
     /// # Errors
     /// [`OpenError`] says what to do. A log that can't be continued is never overwritten.
     pub fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
-        let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None });
-        let (writable, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
-        let log = Arc::new(Log { open, fsync, writable, waiting });
-        let (sender, messages) = mpsc::channel();
-        let thread = Thread { log: Arc::clone(&log), messages };
-        std::thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(|| thread.run())
-            .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-        Ok(Self { writer: Writer { log, messages: sender } })
+        Ok(Self { writer: Writer::open(path, fsync, rotation)? })
     }
 
     /// Whether the last record could be written.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.writer.log.writable.load(Ordering::Acquire)
+        self.writer.is_writable()
     }
 
     /// Begins a new file, whatever the size of this one.
     pub fn rotate(&self) {
-        self.writer.send(Message::Rotate);
+        self.writer.rotate();
     }
 
     /// Waits until every record so far is on disk, but no longer than this: a disk may hang.
     pub fn flush(&self, patience: Duration) {
-        let (reply, written) = mpsc::channel();
-        self.writer.send(Message::Flush(reply));
-        if written.recv_timeout(patience).is_err() {
+        if !self.writer.flush(patience) {
             tracing::error!("stopped before the last audit records were written");
         }
     }
 
     /// Begins the record of a request.
     pub(super) fn begin(&self, call: &Call<'_>) -> Result<Record, SignError> {
-        if !self.is_writable() || self.writer.log.waiting.load(Ordering::Relaxed) >= MOST_WAITING {
+        if !self.is_writable() || self.writer.is_full() {
             return Err(unwritable());
         }
         let executable = call.caller.executable.as_ref();
@@ -254,13 +202,7 @@ impl Record {
             }
         }
         entry.latency_us = micros(self.began.elapsed());
-        let written = match self.writer.write_now(&entry) {
-            Some(written) => written,
-            None => {
-                let (reply, written) = oneshot::channel();
-                self.writer.send(Message::Entry(entry, Some(reply))) && written.await.unwrap_or(false)
-            }
-        };
+        let written = self.writer.write(entry).await;
         if written { result } else { Err(unwritable()) }
     }
 }
@@ -272,134 +214,7 @@ impl Drop for Record {
             entry.outcome = SignError::Late.reason();
         }
         entry.latency_us = micros(self.began.elapsed());
-        if self.writer.write_now(&entry).is_none() {
-            self.writer.send(Message::Entry(entry, None));
-        }
-    }
-}
-
-impl Writer {
-    /// Whether a record could be written; none where that is for the thread.
-    fn write_now(&self, entry: &Entry) -> Option<bool> {
-        let log = &self.log;
-        if log.fsync == Fsync::Always
-            || log.waiting.load(Ordering::Acquire) > 0
-            || !log.writable.load(Ordering::Acquire)
-        {
-            return None;
-        }
-        let mut open = match log.open.try_lock() {
-            Ok(open) => open,
-            Err(TryLockError::Poisoned(open)) => open.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        let was_synced = open.unsynced.is_none();
-        let appended = open.append(std::iter::once(entry), log.fsync);
-        let written = log.tell(&open, &appended);
-        if !written || (was_synced && open.unsynced.is_some()) {
-            drop(open);
-            self.send(Message::Look);
-        }
-        Some(written)
-    }
-
-    /// False where nobody writes any more.
-    fn send(&self, message: Message) -> bool {
-        if self.log.waiting.fetch_add(1, Ordering::Relaxed) + 1 == MOST_WAITING {
-            tracing::error!(
-                "{MOST_WAITING} audit records wait to be written: nothing is signed until they are (does the disk hang?)"
-            );
-        }
-        self.messages.send(message).is_ok()
-    }
-}
-
-impl OpenLog {
-    /// Appends records, or keeps them until they can be.
-    fn append<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>, fsync: Fsync) -> io::Result<()> {
-        if self.file.append(entries)? == Written::Something && fsync != Fsync::Never {
-            self.unsynced.get_or_insert_with(Instant::now);
-        }
-        Ok(())
-    }
-
-    fn sync_where_due(&mut self, fsync: Fsync) -> io::Result<()> {
-        let wait = if fsync == Fsync::Always { Duration::ZERO } else { SYNC_INTERVAL };
-        if self.unsynced.is_some_and(|since| since.elapsed() >= wait) {
-            self.file.sync()?;
-            self.unsynced = None;
-        }
-        Ok(())
-    }
-}
-
-impl Log {
-    /// Takes note of whether the log can be written, and tells where that has changed.
-    fn tell(&self, open: &OpenLog, written: &io::Result<()>) -> bool {
-        let was_writable = self.writable.swap(written.is_ok(), Ordering::AcqRel);
-        match written {
-            Err(error) if was_writable => {
-                tracing::error!(%error, path = %open.file.path().display(), "the audit log can't be written: nothing is signed until it can (disk full?)");
-            }
-            Ok(()) if !was_writable => tracing::info!("the audit log can be written again"),
-            _ => {}
-        }
-        written.is_ok()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, OpenLog> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The thread that writes what could take long.
-struct Thread {
-    log: Arc<Log>,
-    messages: mpsc::Receiver<Message>,
-}
-
-impl Thread {
-    fn run(self) {
-        loop {
-            let first = match self.messages.recv_timeout(self.patience()) {
-                Ok(message) => Some(message),
-                Err(mpsc::RecvTimeoutError::Timeout) => None,
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            };
-            let batch: Vec<_> = first.into_iter().chain(self.messages.try_iter().take(BATCH)).collect();
-            self.write(batch);
-        }
-        let _ = self.log.lock().file.sync();
-    }
-
-    /// How long to wait for a message before there is something else to do.
-    fn patience(&self) -> Duration {
-        if !self.log.writable.load(Ordering::Acquire) {
-            return RETRY;
-        }
-        let unsynced = self.log.lock().unsynced;
-        unsynced.map_or(Duration::from_secs(3600), |since| SYNC_INTERVAL.saturating_sub(since.elapsed()))
-    }
-
-    fn write(&self, batch: Vec<Message>) {
-        let mut open = self.log.lock();
-        if batch.iter().any(|message| matches!(message, Message::Rotate)) {
-            open.file.rotate();
-        }
-        let entries = batch.iter().filter_map(|message| match message {
-            Message::Entry(entry, _) => Some(entry.as_ref()),
-            _ => None,
-        });
-        let appended = open.append(entries, self.log.fsync).and_then(|()| open.sync_where_due(self.log.fsync));
-        let written = self.log.tell(&open, &appended);
-        self.log.waiting.fetch_sub(batch.len(), Ordering::AcqRel);
-        for message in batch {
-            match message {
-                Message::Entry(_, Some(reply)) => drop(reply.send(written)),
-                Message::Flush(reply) if written && open.file.sync().is_ok() => drop(reply.send(())),
-                _ => {}
-            }
-        }
+        self.writer.write_unheard(entry);
     }
 }
 
@@ -433,12 +248,6 @@ const TIMESTAMP: time::format_description::well_known::iso8601::EncodedConfig = 
     Config::DEFAULT.set_time_precision(TimePrecision::Second { decimal_digits: NonZeroU8::new(6) }).encode()
 };
 
-const BATCH: usize = 1024;
-/// Some 50 MB: far more than wait for any disk that works.
-const MOST_WAITING: usize = 65_536;
-const RETRY: Duration = Duration::from_millis(500);
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -466,10 +275,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let rotation = Rotation { max_size: u64::MAX, keep: 1 };
         let mut audit = Audit::open(&folder.path().join("audit.log"), Fsync::Always, rotation).unwrap();
-        let (messages, hangs) = mpsc::channel();
-        audit.writer.messages = messages;
+        let hangs = audit.writer.hang();
         let caller = Caller::new(1, 1, vec![]);
-        for _ in 0..MOST_WAITING {
+        while !audit.writer.is_full() {
             drop(audit.begin(&call(&caller)).unwrap());
         }
         assert!(matches!(audit.begin(&call(&caller)), Err(SignError::Operator { reason: "AUDIT_UNWRITABLE", .. })));
