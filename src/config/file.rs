@@ -388,8 +388,8 @@ mod tests {
 
     #[test]
     fn an_unknown_field_is_refused_by_name() {
-        assert!(error("[listen]\nhttp = '127.0.0.1:8980'\n").starts_with("signet.toml: line 2: listen"));
-        assert!(error("[listen]\nhttp = '127.0.0.1:8980'\n").contains("unknown field `http`"));
+        assert!(error("[listen]\nhttps = '127.0.0.1:8980'\n").starts_with("signet.toml: line 2: listen"));
+        assert!(error("[listen]\nhttps = '127.0.0.1:8980'\n").contains("unknown field `https`"));
         for later in ["exchange = true", "unit = ['a']", "executable = ['/a']"] {
             let text = format!("[[allow]]\naccounts = ['a@b']\noperations = ['sign-jwt']\n{later}\n");
             assert!(error(&text).contains("line 4: allow"), "{}", error(&text));
