@@ -90,7 +90,7 @@ async fn soak() {
     fs::write(stem.with_extension("json"), &text).unwrap();
     fs::write(stem.with_extension("svg"), report.picture()).unwrap();
     println!("{text}\nwritten to {}.json and .svg", stem.display());
-    assert_eq!(report.failure(), None);
+    assert_eq!(report.failure(std::env::var_os("SOAK_UNTIMED").is_none()), None);
 }
 
 /// None where a device is not installed.
