@@ -255,6 +255,22 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
+    /// Its class, for metrics; it never changes.
+    #[must_use]
+    pub const fn class(&self) -> &'static str {
+        match self {
+            Self::Transient(_) => "transient",
+            Self::Away(_) => "away",
+            Self::PinRefused(_) => "pin-refused",
+            Self::Permanent(_) => "permanent",
+            Self::Integrity(_) => "integrity",
+            Self::Unsupported(_) => "unsupported",
+            Self::Misconfigured(_) => "misconfigured",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Late => "late",
+        }
+    }
+
     /// What an operator of the daemon does about it.
     #[must_use]
     pub const fn remedy(&self) -> &'static str {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::Serialize;
 
+use super::metrics::Requests;
 use super::{Call, SignError};
 use crate::access::{Denied, Permit, Request};
 use crate::audit::{Fsync, Rotation, hexadecimal};
@@ -66,6 +67,11 @@ impl Audit {
     /// [`OpenError`] says what to do. A log that can't be continued is never overwritten.
     pub fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
         Ok(Self { writer: Writer::open(path, fsync, rotation)? })
+    }
+
+    /// What its records amount to.
+    pub(super) fn requests(&self) -> &Requests {
+        self.writer.requests()
     }
 
     /// Whether the last record could be written.

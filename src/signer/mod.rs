@@ -9,6 +9,7 @@ mod cache;
 mod error;
 mod exchange;
 mod keyring;
+mod metrics;
 mod minting;
 mod rate;
 mod request;
@@ -31,6 +32,7 @@ pub use cache::{Cache, CacheFigures};
 pub use error::SignError;
 pub use exchange::{Bearer, Exchanges, TokenEndpoint};
 pub use keyring::{Devices, Key, LiveKeyring};
+use metrics::Signatures;
 use rate::Rules;
 use request::Body;
 pub use request::{Bytes, JwtBody};
@@ -44,6 +46,7 @@ pub struct Signer {
     cache: Cache,
     exchanges: Exchanges,
     audit: Audit,
+    signatures: Signatures,
     changes: watch::Sender<()>,
 }
 
@@ -83,7 +86,15 @@ impl Signer {
     #[must_use]
     pub fn new(policy: Policy, keyring: LiveKeyring, cache: Cache, audit: Audit) -> Self {
         let (rules, keyring) = (ArcSwap::from_pointee(Rules::new(policy)), ArcSwap::from_pointee(keyring));
-        Self { rules, keyring, cache, exchanges: Exchanges::new(), audit, changes: watch::Sender::default() }
+        Self {
+            rules,
+            keyring,
+            cache,
+            exchanges: Exchanges::new(),
+            audit,
+            signatures: Signatures::new(),
+            changes: watch::Sender::default(),
+        }
     }
 
     /// With the token endpoints of accounts: their access tokens for scopes and their ID tokens come from there.
@@ -206,8 +217,10 @@ impl Signer {
                 Some(next) if next.can_sign() => share_of(call.deadline),
                 _ => call.deadline,
             };
-            let before = key.signatures();
-            match key.sign(algorithm, digest, deadline, call.caller.uid).await {
+            let (before, began) = (key.signatures(), Instant::now());
+            let signed = key.sign(algorithm, digest, deadline, call.caller.uid).await;
+            self.signatures.count(key.device(), permit.operation(), began.elapsed(), &signed);
+            match signed {
                 Ok(signature) => return Ok((key, to_sign, signature)),
                 Err(error) => failure = error.into(),
             }

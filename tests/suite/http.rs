@@ -7,12 +7,12 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::support::daemon::TestDaemon;
-use crate::support::http::{connect, raw, send_as, until_closed};
+use crate::support::http::{connect, raw, send_as, send_with, until_closed};
+use crate::support::skip_optional;
 
 /// A daemon without a device, and where it listens.
 fn daemon() -> (TestDaemon, SocketAddr) {
-    let device = "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path={folder}/no-such-tpm\"";
-    let daemon = TestDaemon::start(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{device}")));
+    let daemon = TestDaemon::start(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{DEVICE}")));
     let address = daemon.http();
     (daemon, address)
 }
@@ -172,7 +172,39 @@ fn a_client_that_exits_before_the_look_up_is_never_served_not_as_root_either() {
         daemon.signal(Signal::SIGCONT);
         assert_eq!(status(address, HEALTH), "200");
     }
+    daemon.signal(Signal::SIGTERM);
+    // What it says last comes after all that it said before.
+    daemon.wait_for_log("stopping");
     let served = daemon.log().matches("answered").count();
     assert_eq!(served, 10, "{}", daemon.log());
-    assert!(daemon.stop().success());
+    assert!(daemon.wait().success());
 }
+
+#[test]
+fn groups_are_those_of_the_user_database_and_what_a_caller_runs_is_unknown() {
+    let rule = |name: &str, conditions: &str| {
+        format!("[[account]]\nemail = \"{name}@x\"\n[[allow]]\naccounts = [\"{name}@x\"]\noperations = [\"sign-blob\"]\n{conditions}\n")
+    };
+    let bash = std::fs::canonicalize("/bin/bash").unwrap();
+    let rules = [
+        rule("user", "users = [65534]"),
+        rule("group", "groups = [65534]"),
+        rule("dropped", "groups = [4711]"),
+        rule("unit", "units = [\"*\"]"),
+        rule("program", &format!("users = [65534]\nexecutables = [{bash:?}]")),
+    ];
+    let daemon = TestDaemon::start(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{DEVICE}\n{}", rules.concat())));
+    if !nix::unistd::geteuid().is_root() {
+        return skip_optional("root, who can be another user");
+    }
+    for (name, status) in [("user", 400), ("group", 400), ("dropped", 403), ("unit", 403), ("program", 403)] {
+        let line = format!("POST /v1/projects/-/serviceAccounts/{name}@x:signBlob");
+        let ids = ["--reuid=65534", "--regid=4711", "--groups=4711"];
+        let answer = send_with(&ids, daemon.http(), &line, &["Content-Length: 0"]);
+        assert_eq!(answer.status, status, "{name}: {answer:?}");
+        // Who is allowed to is told that there is no key.
+        assert!(status == 403 || answer.body.contains("NO_ACTIVE_KEY"), "{answer:?}");
+    }
+}
+
+const DEVICE: &str = "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path={folder}/no-such-tpm\"";

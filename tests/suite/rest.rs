@@ -158,6 +158,44 @@ async fn errors_are_googles_and_say_what_to_do() {
 }
 
 #[tokio::test]
+async fn metrics_tell_what_was_asked_and_made_and_nothing_of_a_callers() {
+    let Some((_token, _daemon, address)) = daemon().await else { return };
+    let token = json!({"scope": [SCOPE]});
+    for _ in 0..3 {
+        good(address, "generateAccessToken", &token);
+    }
+    good(address, "signBlob", &json!({"payload": "aGVsbG8"}));
+    let line = "POST /v1/projects/-/serviceAccounts/somebody@secret.example:signBlob";
+    assert_eq!(send(address, line, &[], "{}").status, 403);
+    let metrics = send(address, "GET /metrics", &[], "");
+    assert_eq!(metrics.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
+    let text = &metrics.body;
+    for line in [
+        r#"signet_requests_total{operation="mint-access-token",outcome="OK"} 3"#,
+        r#"signet_requests_total{operation="sign-blob",outcome="OK"} 1"#,
+        r#"signet_requests_total{operation="sign-blob",outcome="NOT_ALLOWED"} 1"#,
+        r#"signet_request_duration_seconds_count{operation="mint-access-token"} 3"#,
+        r#"signet_signature_duration_seconds_count{device="hsm",operation="mint-access-token"} 1"#,
+        r#"signet_signature_duration_seconds_count{device="hsm",operation="sign-blob"} 1"#,
+        "signet_cache_hits_total 2",
+        "signet_cache_misses_total 1",
+        r#"signet_device_generations_total{device="hsm"} 1"#,
+        r#"signet_device_queue{device="hsm"} 0"#,
+        r#"signet_device_up{device="hsm"} 1"#,
+        "signet_can_sign 1",
+    ] {
+        assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+    }
+    let expiry = text
+        .lines()
+        .find_map(|line| line.strip_prefix(r#"signet_key_expiry_timestamp_seconds{kid="k",device="hsm"} "#));
+    let expiry: u64 = expiry.unwrap().parse().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!((now..now + 40 * 365 * 86_400).contains(&expiry), "{expiry}");
+    assert!(text.ends_with("# EOF\n") && !text.contains("secret.example"), "{text}");
+}
+
+#[tokio::test]
 async fn public_keys_are_for_everybody_and_may_be_kept() {
     let Some((_token, daemon, address)) = daemon().await else { return };
     daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "next"]);

@@ -142,6 +142,7 @@ impl Front {
                 true => reply::text(StatusCode::OK, "ready\n"),
                 false => reply::text(StatusCode::SERVICE_UNAVAILABLE, "no account can sign now\n"),
             }),
+            "/metrics" => asked.reading(|| reply::of(StatusCode::OK, OPEN_METRICS, self.signer.metrics())),
             "/.well-known/openid-configuration" => self.discovery(asked),
             path if path == "/" || path.starts_with("/computeMetadata") => self.metadata(asked).await,
             "/v1/token" => self.exchange(asked, body).await,
@@ -178,5 +179,6 @@ async fn read(body: Incoming, most: usize) -> Result<Bytes, Refusal> {
     }
 }
 
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// For how long a caller waits for a signature.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::super::metrics::Requests;
 use super::Entry;
 use super::log::{LogFile, OpenError, Written};
 use crate::audit::{Fsync, Rotation};
@@ -29,6 +30,7 @@ struct Log {
     writable: AtomicBool,
     /// How many messages wait for the thread.
     waiting: AtomicUsize,
+    requests: Requests,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl Writer {
     pub(super) fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
         let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None });
         let (writable, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
-        let log = Arc::new(Log { open, fsync, writable, waiting });
+        let log = Arc::new(Log { open, fsync, writable, waiting, requests: Requests::new() });
         let (messages, received) = mpsc::channel();
         let thread = Thread { log: Arc::clone(&log), messages: received };
         std::thread::Builder::new()
@@ -63,6 +65,11 @@ impl Writer {
             .spawn(|| thread.run())
             .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         Ok(Self { log, messages })
+    }
+
+    /// What the records amount to.
+    pub(super) fn requests(&self) -> &Requests {
+        &self.log.requests
     }
 
     pub(super) fn is_writable(&self) -> bool {
@@ -103,6 +110,8 @@ impl Writer {
     /// Whether a record could be written; none where that is for the thread.
     fn write_now(&self, entry: &Entry) -> Option<bool> {
         let log = &self.log;
+        // Every record comes by here once.
+        log.requests.count(entry.operation, entry.outcome, entry.latency_us);
         if log.fsync == Fsync::Always
             || log.waiting.load(Ordering::Acquire) > 0
             || !log.writable.load(Ordering::Acquire)

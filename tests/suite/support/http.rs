@@ -64,10 +64,15 @@ pub(crate) fn send(address: SocketAddr, line: &str, headers: &[&str], body: &str
 
 /// The answer that another user gets. Only root can be another user.
 pub(crate) fn send_as(uid: u32, address: SocketAddr, line: &str, headers: &[&str]) -> Answer {
+    let ids = [format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned()];
+    send_with(&ids.each_ref().map(String::as_str), address, line, headers)
+}
+
+/// The answer that a process of these ids gets, as `setpriv` takes them.
+pub(crate) fn send_with(ids: &[&str], address: SocketAddr, line: &str, headers: &[&str]) -> Answer {
     let script = format!("exec 3<>/dev/tcp/{}/{}; printf %s \"$0\" >&3; cat <&3", address.ip(), address.port());
-    let ids = [format!("--reuid={uid}"), format!("--regid={uid}")];
     let mut command = Command::new("setpriv");
-    command.args(ids).args(["--clear-groups", "bash", "-c", &script, &request(line, headers, "")]);
+    command.args(ids).args(["bash", "-c", &script, &request(line, headers, "")]);
     Answer::read(&String::from_utf8(command.output().unwrap().stdout).unwrap())
 }
 
