@@ -137,6 +137,9 @@ fn browsers_proxies_and_foreign_names_are_not_served() {
 #[test]
 fn idle_connections_and_slow_drips_keep_nobody_out() {
     let (daemon, address) = daemon();
+    let mut used = connect(address);
+    used.write_all(format!("{HEALTH}\r\n\r\n").as_bytes()).unwrap();
+    daemon.wait_for_log("answered");
     let idle: Vec<_> = (0..200).map(|_| connect(address)).collect();
     let drips: Vec<_> = (0..50)
         .map(|_| {
@@ -153,7 +156,9 @@ fn idle_connections_and_slow_drips_keep_nobody_out() {
         assert_eq!(until_closed(stream), "");
     }
     assert_eq!(status(address, HEALTH), "200");
-    drop(daemon);
+    // One that was of use may be again.
+    used.write_all(format!("{HEALTH}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(until_closed(&used).matches("HTTP/1.1 200 ").count(), 2);
 }
 
 #[test]
@@ -183,7 +188,9 @@ fn a_client_that_exits_before_the_look_up_is_never_served_not_as_root_either() {
 #[test]
 fn groups_are_those_of_the_user_database_and_what_a_caller_runs_is_unknown() {
     let rule = |name: &str, conditions: &str| {
-        format!("[[account]]\nemail = \"{name}@x\"\n[[allow]]\naccounts = [\"{name}@x\"]\noperations = [\"sign-blob\"]\n{conditions}\n")
+        format!(
+            "[[account]]\nemail = \"{name}@x\"\n[[allow]]\naccounts = [\"{name}@x\"]\noperations = [\"sign-blob\"]\n{conditions}\n"
+        )
     };
     let bash = std::fs::canonicalize("/bin/bash").unwrap();
     let rules = [
@@ -193,7 +200,8 @@ fn groups_are_those_of_the_user_database_and_what_a_caller_runs_is_unknown() {
         rule("unit", "units = [\"*\"]"),
         rule("program", &format!("users = [65534]\nexecutables = [{bash:?}]")),
     ];
-    let daemon = TestDaemon::start(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{DEVICE}\n{}", rules.concat())));
+    let daemon =
+        TestDaemon::start(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{DEVICE}\n{}", rules.concat())));
     if !nix::unistd::geteuid().is_root() {
         return skip_optional("root, who can be another user");
     }

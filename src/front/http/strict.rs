@@ -25,7 +25,8 @@ pub(super) struct Strict<S> {
     progress: Arc<Progress>,
     /// When what is expected must be there. It does not run while a request is being answered.
     until: Pin<Box<Sleep>>,
-    answering: bool,
+    /// Whether a request has begun, and not been seen to have its answer.
+    begun: bool,
     /// When an answer must have moved on.
     write_until: Pin<Box<Sleep>>,
     stalled: bool,
@@ -72,7 +73,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Strict<S> {
             expects: Expects::Head,
             progress: Arc::clone(&progress),
             until: Box::pin(sleep(HEAD)),
-            answering: false,
+            begun: false,
             write_until: Box::pin(sleep(WRITE)),
             stalled: false,
         };
@@ -91,7 +92,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Strict<S> {
             return Poll::Ready(Ok(!chunk.filled().is_empty()));
         }
         let answering = self.progress.answering.load(Ordering::Acquire);
-        if std::mem::replace(&mut self.answering, answering) && !answering {
+        if self.begun && !answering {
+            self.begun = false;
             self.until.as_mut().reset(Instant::now() + IDLE);
         }
         if answering && !matches!(self.expects, Expects::Body(_)) {
@@ -139,14 +141,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
                         return Poll::Ready(Ok(()));
                     }
                 }
-                Expects::Length => match this.progress.body.load(Ordering::Acquire) {
-                    UNTOLD => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
-                    0 => this.expects = Expects::Head,
-                    length => {
-                        this.until.as_mut().reset(Instant::now() + BODY);
-                        this.expects = Expects::Body(length);
+                Expects::Length => {
+                    let length = this.progress.body.load(Ordering::Acquire);
+                    if length == UNTOLD {
+                        return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                     }
-                },
+                    this.until.as_mut().reset(Instant::now() + BODY);
+                    (this.begun, this.expects) = (true, Expects::Body(length));
+                }
                 Expects::Body(0) => this.expects = Expects::Head,
                 Expects::Body(left) => {
                     if this.read.is_empty() && !ready!(this.poll_more(cx))? {
