@@ -58,6 +58,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_a_literal_address_of_loopback_is_listened_at() {
+        let listen = |address: &str| {
+            let source = Source { path: std::path::Path::new("signet.toml"), text: "" };
+            loopback(source, &Spanned::new(0..0, address.to_owned()))
+        };
+        for address in ["127.0.0.1:8980", "127.1.2.3:1", "[::1]:8980"] {
+            assert_eq!(listen(address).unwrap().to_string(), address);
+        }
+        for address in [
+            "localhost:8980",
+            "0.0.0.0:8980",
+            "[::]:8980",
+            "10.0.0.1:8980",
+            "169.254.169.254:80",
+            "[::ffff:127.0.0.1]:8980",
+            "127.0.0.1",
+            "8980",
+            ":8980",
+            "",
+        ] {
+            let error = listen(address).unwrap_err();
+            assert!(error.what.contains("no address of loopback"), "{address}: {error}");
+        }
+    }
+
+    #[test]
     fn paths_of_values() {
         for path in
             ["instance/zone", "project/numeric-project-id", "instance/attributes/a_b.c", "instance/disks/0/type"]
