@@ -82,6 +82,8 @@ pub(super) fn answers(child: Child) -> Answers {
 #[ignore = "it is what a soak starts as other users"]
 async fn the_callers_side() {
     let Ok(orders) = std::env::var(ORDERS) else { return };
+    // A soak that was ended leaves nobody behind.
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
     let orders: Arc<Orders> = Arc::new(serde_json::from_str(&orders).unwrap());
     let shared = Arc::new(Shared {
         keys: orders.keys.iter().map(|(kid, spki)| (kid.clone(), PublicKey::from_spki(spki).unwrap())).collect(),
