@@ -1,8 +1,8 @@
 //! `signetctl subject-token`: what a user's programs prove by who they are, where they exchange it for access tokens.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -86,12 +86,16 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
 /// The subject token that a file holds now, which others could not have read.
 fn existing(out: &Path) -> Result<Option<String>, Failure> {
     let failed = |error: io::Error| Failure::new(format!("{}: {error}", out.display()));
-    let metadata = match fs::symlink_metadata(out) {
+    // Looked at by its descriptor, and never waited for: its user may put something else in its place at any time.
+    let opened = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(out);
+    let file = match opened {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        metadata => metadata.map_err(failed)?,
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(no_file(out)),
+        opened => opened.map_err(failed)?,
     };
+    let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
-        return Err(Failure::usage(format!("{} is no file", out.display())).hint("name another file"));
+        return Err(no_file(out));
     }
     trust::not_readable_by_others(out, &metadata)
         .and_then(|()| trust::not_writable_by_others(out, &metadata))
@@ -101,10 +105,16 @@ fn existing(out: &Path) -> Result<Option<String>, Failure> {
                 out.display()
             ))
         })?;
-    if metadata.len() > LONGEST {
+    let mut text = String::new();
+    file.take(LONGEST + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > LONGEST {
         return Err(Failure::usage(format!("{} holds something else", out.display())).hint("name another file"));
     }
-    Ok(Some(fs::read_to_string(out).map_err(failed)?.trim().to_owned()))
+    Ok(Some(text.trim().to_owned()))
+}
+
+fn no_file(out: &Path) -> Failure {
+    Failure::usage(format!("{} is no file", out.display())).hint("name another file")
 }
 
 /// Leaves a token that was replaced to those who have just read it.
@@ -131,7 +141,7 @@ fn owner_named(name: &str) -> Result<Owner, Failure> {
 
 impl Owner {
     fn of(folder: &Path) -> Result<Self, Failure> {
-        let metadata = fs::metadata(folder)
+        let metadata = std::fs::metadata(folder)
             .map_err(|error| Failure::new(format!("{}: {error}", folder.display())).hint("signetctl doctor"))?;
         Ok(Self { uid: metadata.uid().into(), gid: metadata.gid().into() })
     }

@@ -153,7 +153,7 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Nursery<F> {
 
     fn obey(&mut self, order: Order, pipe: Option<OwnedFd>) {
         match (order, pipe) {
-            (Order::Know(devices, file), None) if self.devices.is_empty() => {
+            (Order::Know(devices, file), None) if self.file.as_os_str().is_empty() => {
                 (self.devices, self.file) = (devices, file);
             }
             (Order::Start { id, device, print }, Some(pipe)) => match self.start(&device, print, pipe) {

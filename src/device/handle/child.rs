@@ -75,6 +75,14 @@ impl DeviceProcess {
         wire::send(self.pipe.get_ref(), message, MsgFlags::MSG_DONTWAIT)
     }
 
+    /// The next report, where one has arrived.
+    pub(super) fn try_receive(&mut self) -> Option<io::Result<Report>> {
+        match wire::receive(self.pipe.get_ref(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            received => Some(received),
+        }
+    }
+
     /// Waits for the next report. Cancel-safe.
     pub(super) async fn receive(&mut self) -> io::Result<Report> {
         loop {

@@ -107,7 +107,13 @@ impl Dispatcher {
         loop {
             tokio::select! {
                 biased;
-                () = &mut sleep => self.on_time(),
+                () = &mut sleep => {
+                    // Nothing that has been said already is late, however late this is.
+                    while let Some(received) = self.phase.try_receive() {
+                        self.on_received(received);
+                    }
+                    self.on_time();
+                }
                 received = self.phase.receive() => self.on_received(received),
                 count = self.requests.recv_many(&mut arrived, BATCH) => {
                     if count == 0 {
@@ -360,6 +366,13 @@ impl Phase {
         match self {
             Self::Running(generation) => generation.process.receive().await,
             _ => std::future::pending().await,
+        }
+    }
+
+    fn try_receive(&mut self) -> Option<io::Result<Report>> {
+        match self {
+            Self::Running(generation) => generation.process.try_receive(),
+            _ => None,
         }
     }
 

@@ -46,7 +46,9 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     value.to_str().ok()
 }
 
-/// Whether a Host is a name of this server; any port, since some forward to it.
+/// Whether a Host is a name of this server; any port, since some forward to it. But a name that a hostile DNS could point
+/// here stands with the port that it is asked at by whoever means the metadata server: a page that was loaded from this port
+/// under such a name says so.
 fn is_ours(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((name, "")) => (name, None),
@@ -54,6 +56,9 @@ fn is_ours(host: &str) -> bool {
         None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
     };
     let is_loopback = || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    if DNS_NAMES.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
+        return port.is_none_or(|port| port == "80");
+    }
     let named = NAMES.iter().any(|ours| ours.eq_ignore_ascii_case(name)) || is_loopback();
     named && port.is_none_or(|port| port.parse::<u16>().is_ok() && !port.starts_with('+'))
 }
@@ -67,7 +72,8 @@ fn is_of_a_browser(name: &HeaderName) -> bool {
 }
 
 const FLAVOR: HeaderName = HeaderName::from_static("metadata-flavor");
-const NAMES: [&str; 4] = ["metadata.google.internal", "metadata", "169.254.169.254", "localhost"];
+const DNS_NAMES: [&str; 2] = ["metadata.google.internal", "metadata"];
+const NAMES: [&str; 2] = ["169.254.169.254", "localhost"];
 const FORWARDED: [&str; 4] = ["forwarded", "via", "x-real-ip", "x-original-forwarded-for"];
 
 #[cfg(test)]
@@ -94,6 +100,8 @@ mod tests {
             "evil.example",
             "metadata.google.internal.evil.example",
             "metadata.google.internal.",
+            "metadata.google.internal:8980",
+            "metadata:8980",
             "localhost.evil.example",
             "127.0.0.1.evil.example",
             "127.0.0.1:",

@@ -77,6 +77,8 @@ impl Listener {
     /// The next connection within the limits whose user is known. All others are closed at once.
     pub(super) async fn accept(&self) -> Connection {
         loop {
+            // Each costs a look-up: between two the others have their turn.
+            tokio::task::yield_now().await;
             match self.socket.accept().await {
                 Ok((stream, _address)) => {
                     if let Some(connection) = self.admit(stream) {

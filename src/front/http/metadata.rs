@@ -3,7 +3,7 @@
 
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use form_urlencoded::parse as parse_query;
@@ -157,9 +157,9 @@ impl Query {
     /// None where a field stands there twice: some take the first, others the last.
     fn read(text: &str) -> Option<Self> {
         let fields: Vec<(String, String)> = parse_query(text.as_bytes()).into_owned().collect();
-        let twice =
-            |(at, (name, _)): (usize, &(String, String))| fields.iter().skip(at + 1).any(|(other, _)| other == name);
-        (!fields.iter().enumerate().any(twice)).then_some(Self(fields))
+        let mut seen = HashSet::new();
+        let once = fields.iter().all(|(name, _)| seen.insert(name.as_str()));
+        once.then_some(Self(fields))
     }
 
     fn get(&self, name: &str) -> Option<&str> {

@@ -151,6 +151,11 @@ impl LogFile {
         Ok(Written::Something)
     }
 
+    /// Whether to append may be to rotate, or to catch up with what could not be written.
+    pub(super) fn may_take_long(&self) -> bool {
+        !self.pending.is_empty() || self.length + LONGEST_LINE > self.rotation.max_size
+    }
+
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()?;
         // Behind the log: a power cut may lose the note, but leaves none of what the log has lost.

@@ -38,6 +38,8 @@ struct OpenLog {
     file: LogFile,
     /// Since when there is something that is not synced.
     unsynced: Option<Instant>,
+    /// Whether a sync has failed. The kernel tells once, and the next one would seem to work.
+    lost: bool,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ enum Message {
 impl Writer {
     /// Opens the log and starts the thread.
     pub(super) fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
-        let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None });
+        let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None, lost: false });
         let (writable, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
         let log = Arc::new(Log { open, fsync, writable, waiting, requests: Requests::new() });
         let (messages, received) = mpsc::channel();
@@ -123,6 +125,9 @@ impl Writer {
             Err(TryLockError::Poisoned(open)) => open.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
+        if open.file.may_take_long() {
+            return None;
+        }
         let was_synced = open.unsynced.is_none();
         let appended = open.append(std::iter::once(entry), log.fsync);
         let written = log.tell(&open, &appended);
@@ -155,10 +160,15 @@ impl OpenLog {
 
     fn sync_where_due(&mut self, fsync: Fsync) -> io::Result<()> {
         let wait = if fsync == Fsync::Always { Duration::ZERO } else { SYNC_INTERVAL };
-        if self.unsynced.is_some_and(|since| since.elapsed() >= wait) {
-            self.file.sync()?;
-            self.unsynced = None;
+        if self.unsynced.is_some_and(|since| since.elapsed() >= wait) { self.sync() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if self.lost {
+            return Err(io::Error::other("the disk failed to keep records; see to it, then restart signetd"));
         }
+        self.file.sync().inspect_err(|_error| self.lost = true)?;
+        self.unsynced = None;
         Ok(())
     }
 }
@@ -182,6 +192,15 @@ impl Log {
     }
 }
 
+/// Without the thread nothing is synced any more: then nothing is signed either.
+struct Ended(Arc<Log>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.writable.store(false, Ordering::Release);
+    }
+}
+
 /// The thread that writes what could take long.
 struct Thread {
     log: Arc<Log>,
@@ -190,6 +209,7 @@ struct Thread {
 
 impl Thread {
     fn run(self) {
+        let _ended = Ended(Arc::clone(&self.log));
         loop {
             let first = match self.messages.recv_timeout(self.patience()) {
                 Ok(message) => Some(message),
@@ -199,7 +219,7 @@ impl Thread {
             let batch: Vec<_> = first.into_iter().chain(self.messages.try_iter().take(BATCH)).collect();
             self.write(batch);
         }
-        let _ = self.log.lock().file.sync();
+        let _ = self.log.lock().sync();
     }
 
     /// How long to wait for a message before there is something else to do.
@@ -226,7 +246,7 @@ impl Thread {
         for message in batch {
             match message {
                 Message::Entry(_, Some(reply)) => drop(reply.send(written)),
-                Message::Flush(reply) if written && open.file.sync().is_ok() => drop(reply.send(())),
+                Message::Flush(reply) if written && open.sync().is_ok() => drop(reply.send(())),
                 _ => {}
             }
         }
@@ -244,7 +264,6 @@ impl Writer {
     /// Has the thread take nothing any more, as if its disk hung.
     pub(super) fn hang(&mut self) -> impl Sized + use<> {
         let (messages, hangs) = mpsc::channel();
-        self.messages = messages;
-        hangs
+        (std::mem::replace(&mut self.messages, messages), hangs)
     }
 }
