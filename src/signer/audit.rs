@@ -160,6 +160,12 @@ impl Record {
         entry.decision = if allowed { "allow" } else { "deny" };
     }
 
+    /// A front refused it, by what it alone knows of the caller.
+    pub(super) fn refused(&mut self, reason: &str) {
+        let Some(entry) = &mut self.entry else { return };
+        (entry.decision, entry.reason) = ("deny", Some(escaped(reason)));
+    }
+
     /// Which key is about to sign what.
     pub(super) fn signing(&mut self, kid: &KeyId, device: &KeyId, digest: &Digest) {
         let Some(entry) = &mut self.entry else { return };

@@ -279,6 +279,19 @@ impl Signer {
         record.finish(told).await
     }
 
+    /// Leaves the record of a request that a front refuses by what it alone knows of the caller.
+    ///
+    /// # Errors
+    /// Where it can't be written.
+    pub async fn refused(&self, call: Call<'_>, reason: &str) -> Result<(), SignError> {
+        let mut record = self.audit.begin(&call)?;
+        record.refused(reason);
+        match record.finish::<()>(Err(SignError::Denied)).await {
+            Err(SignError::Denied) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Tells which accounts a caller may do anything with.
     ///
     /// # Errors
@@ -317,14 +330,6 @@ impl Signer {
         let email = self.resolve(account)?;
         self.rules.load().policy.account(&email).ok_or(SignError::Denied)?;
         Ok(self.keyring.load().published(&email, SystemTime::now()))
-    }
-
-    /// Whether any account can sign now, as one of its keys has shown.
-    #[must_use]
-    pub fn can_sign(&self) -> bool {
-        let rules = self.rules.load();
-        let configured = |key: &Key| rules.policy.account(key.account()).is_some();
-        self.audit.is_writable() && self.keyring.load().keys().iter().any(|key| key.is_proven() && configured(key))
     }
 
     /// The keyring as it is now.

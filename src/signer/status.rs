@@ -1,6 +1,6 @@
 //! How the daemon and its devices are, for whoever asks.
 
-use super::Signer;
+use super::{Key, Signer};
 use crate::access::Caller;
 use crate::device::handle::Health;
 use crate::key::KeyId;
@@ -39,6 +39,14 @@ pub enum DeviceState {
 }
 
 impl Signer {
+    /// Whether any account can sign now, as one of its keys has shown.
+    #[must_use]
+    pub fn can_sign(&self) -> bool {
+        let rules = self.rules.load();
+        let configured = |key: &Key| rules.policy.account(key.account()).is_some();
+        self.audit.is_writable() && self.keyring.load().keys().iter().any(|key| key.is_proven() && configured(key))
+    }
+
     /// How the daemon is, and each device. Why, is only for those who may do anything here, root, and this very user.
     #[must_use]
     pub fn status(&self, caller: &Caller) -> Status {

@@ -132,6 +132,9 @@ async fn an_expired_foreign_or_revoked_subject_token_is_exchanged_for_nothing() 
     for (name, uid, expires) in [("expired", mine, now()), ("foreign", mine + 1, now() + 60)] {
         subject::record(&state, name, &Subject { uid, expires }).unwrap();
         refused(&exchange(address, name, &[]), "invalid_request");
+        let last = daemon.audit().pop().unwrap();
+        assert_eq!((&last["rpc"], &last["decision"]), (&"STS/Token".into(), &"deny".into()), "{last}");
+        assert!(last["reason"].as_str().unwrap().contains("subject token"), "{last}");
     }
     let first = subject_token(&daemon);
     let renewed = subject_token(&daemon);

@@ -109,7 +109,9 @@ impl Dispatcher {
                 biased;
                 () = &mut sleep => {
                     // Nothing that has been said already is late, however late this is.
-                    while let Some(received) = self.phase.try_receive() {
+                    while let Phase::Running(generation) = &mut self.phase
+                        && let Some(received) = generation.process.try_receive()
+                    {
                         self.on_received(received);
                     }
                     self.on_time();
@@ -353,11 +355,7 @@ impl Dispatcher {
     }
 
     fn publish(&self, health: Health) {
-        self.health.send_if_modified(|published| {
-            let changed = *published != health;
-            *published = health;
-            changed
-        });
+        self.health.send_if_modified(|published| std::mem::replace(published, health.clone()) != health);
     }
 }
 
@@ -366,13 +364,6 @@ impl Phase {
         match self {
             Self::Running(generation) => generation.process.receive().await,
             _ => std::future::pending().await,
-        }
-    }
-
-    fn try_receive(&mut self) -> Option<io::Result<Report>> {
-        match self {
-            Self::Running(generation) => generation.process.try_receive(),
-            _ => None,
         }
     }
 

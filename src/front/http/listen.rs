@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::super::admission::{ACCEPT_PAUSE, Connections, Place, Told};
@@ -116,8 +117,12 @@ impl Listener {
 impl Connection {
     /// Who is calling. It may take a while, for user databases may ask the network.
     pub(super) async fn caller(&self) -> io::Result<Caller> {
-        let uid = self.uid;
-        spawn_blocking(move || peer::caller(uid)).await.map_err(io::Error::other)?
+        let (uid, turn) = (self.uid, LOOK_UPS.acquire().await.map_err(io::Error::other)?);
+        let look_up = spawn_blocking(move || {
+            let _turn = turn;
+            peer::caller(uid)
+        });
+        look_up.await.map_err(io::Error::other)?
     }
 }
 
@@ -131,3 +136,6 @@ fn owner(stream: &TcpStream) -> io::Result<u32> {
     }
     Ok(uid)
 }
+
+/// How many questions a user database that hangs may be asked at once.
+static LOOK_UPS: Semaphore = Semaphore::const_new(16);

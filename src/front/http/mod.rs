@@ -14,6 +14,7 @@ mod sts;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,7 +91,8 @@ pub async fn serve(listener: Listener, front: Front, stop: impl Future<Output = 
 impl Front {
     /// Answers the requests of a connection, one after the other.
     async fn converse(self: Arc<Self>, connection: Connection, mut stopped: watch::Receiver<()>) {
-        let caller = match connection.caller().await {
+        let asking = tokio::time::timeout(USER_DATABASE, connection.caller());
+        let caller = match asking.await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok(caller) => Arc::new(caller),
             Err(error) => {
                 let uid = connection.uid;
@@ -182,3 +184,5 @@ async fn read(body: Incoming, most: usize) -> Result<Bytes, Refusal> {
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// For how long a caller waits for a signature.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a user's groups may take to be told.
+const USER_DATABASE: Duration = Duration::from_secs(10);

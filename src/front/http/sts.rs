@@ -38,11 +38,14 @@ impl Front {
 
     async fn exchanged(&self, asked: &Asked, body: &[u8]) -> Result<Reply, Refused> {
         let Form { audience, scopes, subject_token } = Form::parse(body)?;
-        self.is_of_caller(subject_token, asked.peer.caller.uid).await?;
         let account = audience.strip_prefix(AUDIENCE).filter(|account| !account.is_empty());
         let account = account.ok_or(Refused::target("audience: write //signet/ and the account's email"))?;
+        if let Err(what) = self.is_of_caller(subject_token, asked.peer.caller.uid).await {
+            self.signer.refused(asked.call(RPC, account), what).await?;
+            return Err(Refused::request(what));
+        }
         let wanted = JwtBody::AccessToken { target: Target::Scopes(scopes), lifetime: None };
-        let bearer = self.signer.sign_jwt(asked.call("STS/Token", account), wanted).await?.value;
+        let bearer = self.signer.sign_jwt(asked.call(RPC, account), wanted).await?.value;
         let lives = bearer.expires().duration_since(SystemTime::now()).unwrap_or_default();
         let document = json!({
             "access_token": bearer.as_str(),
@@ -54,23 +57,21 @@ impl Front {
     }
 
     /// Whether a subject token is good, and this user's.
-    async fn is_of_caller(&self, subject_token: String, uid: u32) -> Result<(), Refused> {
+    async fn is_of_caller(&self, subject_token: String, uid: u32) -> Result<(), &'static str> {
         let state = self.state_dir.clone();
         let found = tokio::task::spawn_blocking(move || subject::find(&state, &subject_token)).await;
         let subject = found.map_err(std::io::Error::other).and_then(|found| found).unwrap_or_else(|error| {
             tracing::error!(%error, "a record of a subject token can't be read");
             None
         });
-        let what = match subject {
+        Err(match subject {
             None => "the subject token is unknown, or was revoked: signetctl subject-token makes another",
             Some(subject) if subject.uid != uid => "the subject token is another user's",
             Some(subject) if subject.has_expired(SystemTime::now()) => {
                 "the subject token has expired: signetctl subject-token renews it"
             }
             Some(_) => return Ok(()),
-        };
-        tracing::debug!(uid, what, "no token is exchanged");
-        Err(Refused::request(what))
+        })
     }
 }
 
@@ -170,6 +171,8 @@ impl From<Refused> for Reply {
     }
 }
 
+/// The name in the audit log.
+const RPC: &str = "STS/Token";
 const FORM: &str = "application/x-www-form-urlencoded";
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
