@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
+use crate::key::hexadecimal;
+
 /// When the audit log is synced to disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -176,13 +178,6 @@ pub fn verify(mut log: impl BufRead, before: Option<Head>) -> Result<Verified, B
     }
     let last = expected.unwrap_or_else(Head::start);
     Ok(Verified { lines, first: first.unwrap_or_else(Head::start), last })
-}
-
-/// Bytes as lower-case hexadecimal.
-#[must_use]
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    let digit = |half: u8| char::from(if half < 10 { b'0' + half } else { b'a' + half - 10 });
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
 }
 
 #[cfg(test)]

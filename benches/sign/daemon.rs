@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::slice::{Load, Part, Processor, Slice, family};
+use crate::slice::{Asker, Load, Part, Processor, Slice, family};
 use crate::stand::{Device, Running};
 
 /// A running daemon and a connection for each client.
@@ -105,19 +105,8 @@ impl Daemon {
 
     /// Has each client ask for a slice, one request after the other.
     pub(crate) async fn run(&self, load: &Load, ask: Ask) -> Slice {
-        let before = self.processor();
-        let begun = Instant::now();
-        let end = begun + load.length;
-        let gap = load.gap;
-        let clients: Vec<_> = self.clients[..load.clients]
-            .iter()
-            .map(|client| tokio::spawn(ask_until(client.clone(), ask, end, gap)))
-            .collect();
-        let mut latencies = Vec::new();
-        for client in clients {
-            latencies.extend(client.await.unwrap());
-        }
-        Slice::new(latencies, begun.elapsed(), self.processor().since(before))
+        let clients = self.clients[..load.clients].iter().map(|client| (client.clone(), ask));
+        load.run(clients, || self.processor()).await
     }
 
     /// Of all who have a part in an answer.
@@ -150,17 +139,11 @@ impl Daemon {
     }
 }
 
-async fn ask_until(mut client: Client, ask: Ask, end: Instant, gap: Duration) -> Vec<f64> {
-    let mut latencies = Vec::new();
-    while Instant::now() < end {
-        let begun = Instant::now();
-        client.ask(ask, latencies.len()).await.unwrap();
-        latencies.push(begun.elapsed().as_secs_f64());
-        if !gap.is_zero() {
-            tokio::time::sleep(gap).await;
-        }
+impl Asker for (Client, Ask) {
+    async fn ask(&mut self, number: usize) {
+        let (client, ask) = self;
+        client.ask(*ask, number).await.unwrap();
     }
-    latencies
 }
 
 fn request(message: usize) -> SignBlobRequest {

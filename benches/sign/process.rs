@@ -1,7 +1,7 @@
 //! The device process alone: the daemon's handle of it, with its pipe and its verification, without the daemon.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use signet::config::Config;
 use signet::daemon::DEVICE_PROCESS;
@@ -9,7 +9,7 @@ use signet::device::handle::{Handle, Launcher, SignRequest};
 use signet::key::Digest;
 use signet::keyring::Keyring;
 
-use crate::slice::{Load, Part, Processor, Slice, family};
+use crate::slice::{Asker, Load, Part, Processor, Slice, family};
 use crate::stand::Device;
 
 /// A handle and its device process.
@@ -44,17 +44,8 @@ impl Process {
     }
 
     pub(crate) async fn run(&self, load: &Load) -> Slice {
-        let before = self.processor();
-        let begun = Instant::now();
-        let end = begun + load.length;
-        let clients: Vec<_> = (0..load.clients)
-            .map(|_client| tokio::spawn(sign_until(self.handle.clone(), self.request.clone(), end, load.gap)))
-            .collect();
-        let mut latencies = Vec::new();
-        for client in clients {
-            latencies.extend(client.await.unwrap());
-        }
-        Slice::new(latencies, begun.elapsed(), self.processor().since(before))
+        let clients = std::iter::repeat_with(|| (self.handle.clone(), self.request.clone()));
+        load.run(clients, || self.processor()).await
     }
 
     /// The daemon's part of the work is done in this process.
@@ -64,19 +55,13 @@ impl Process {
     }
 }
 
-async fn sign_until(handle: Handle, request: SignRequest, end: Instant, gap: Duration) -> Vec<f64> {
-    let mut latencies = Vec::new();
-    while Instant::now() < end {
-        let begun = Instant::now();
-        let digest = Digest::of(request.algorithm.hash(), &latencies.len().to_le_bytes());
+impl Asker for (Handle, SignRequest) {
+    async fn ask(&mut self, number: usize) {
+        let (handle, request) = self;
+        let digest = Digest::of(request.algorithm.hash(), &number.to_le_bytes());
         let deadline = tokio::time::Instant::now() + PATIENCE;
         handle.sign(SignRequest { digest, deadline, ..request.clone() }).await.unwrap();
-        latencies.push(begun.elapsed().as_secs_f64());
-        if !gap.is_zero() {
-            tokio::time::sleep(gap).await;
-        }
     }
-    latencies
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,7 +1,8 @@
 //! One slice of time: what was asked for, and what came of it.
 
 use std::fs;
-use std::time::Duration;
+use std::future::Future;
+use std::time::{Duration, Instant};
 
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
@@ -72,6 +73,45 @@ impl Processor {
     pub(crate) fn total(self) -> f64 {
         self.0.iter().sum()
     }
+}
+
+/// Who asks for one thing after the other.
+pub(crate) trait Asker: Send + 'static {
+    /// Asks, and waits for the answer.
+    fn ask(&mut self, number: usize) -> impl Future<Output = ()> + Send;
+}
+
+impl Load {
+    /// Has each client ask for a slice, one request after the other.
+    pub(crate) async fn run<A: Asker>(
+        &self,
+        clients: impl Iterator<Item = A>,
+        processor: impl Fn() -> Processor,
+    ) -> Slice {
+        let before = processor();
+        let begun = Instant::now();
+        let (end, gap) = (begun + self.length, self.gap);
+        let clients: Vec<_> =
+            clients.take(self.clients).map(|client| tokio::spawn(ask_until(client, end, gap))).collect();
+        let mut latencies = Vec::new();
+        for client in clients {
+            latencies.extend(client.await.unwrap());
+        }
+        Slice::new(latencies, begun.elapsed(), processor().since(before))
+    }
+}
+
+async fn ask_until(mut client: impl Asker, end: Instant, gap: Duration) -> Vec<f64> {
+    let mut latencies = Vec::new();
+    while Instant::now() < end {
+        let begun = Instant::now();
+        client.ask(latencies.len()).await;
+        latencies.push(begun.elapsed().as_secs_f64());
+        if !gap.is_zero() {
+            tokio::time::sleep(gap).await;
+        }
+    }
+    latencies
 }
 
 impl Slice {

@@ -15,13 +15,11 @@ use std::process::{Child, Command, Stdio};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use super::process::keep_signals_for_the_daemon;
-use super::{DeviceConfig, DeviceKind, QUIET_TSS};
+use super::{DeviceConfig, DeviceKind, QUIET_TSS, wire};
 use crate::key::KeyId;
 
 /// The daemon's end: the launcher ends when this is dropped, and its device processes with it.
@@ -57,7 +55,7 @@ impl LauncherProcess {
     /// # Errors
     /// Whatever the system says.
     pub fn start(program: &Path, arguments: &[OsString], devices: &[DeviceConfig], file: &Path) -> io::Result<Self> {
-        let (socket, launchers) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let (socket, launchers) = wire::pipe()?;
         Command::new(program)
             .args(arguments)
             .stdin(launchers)

@@ -1,6 +1,7 @@
 //! How many connections there may be, in all and of each user, and how often their doing is told to the log.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -55,10 +56,17 @@ impl Told {
         }
         may
     }
+
+    /// Waits a little after an accept that failed: at the limit of open files the next would at once, again and again.
+    pub(super) async fn accept_failed(&self, error: &io::Error) {
+        if self.may_tell() {
+            tracing::warn!(%error, "can't accept a connection; trying again");
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
 }
 
-/// How long accept pauses at the limit of open files, where it fails at once, again and again.
-pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MOST: usize = 256;
 const MOST_OF_A_USER: usize = 32;
 const TELL_AGAIN: Duration = Duration::from_secs(10);

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixListener;
 use tokio::time::{Instant, Sleep};
 
-use super::admission::{ACCEPT_PAUSE, Connections, Place, Told};
+use super::admission::{Connections, Place, Told};
 use super::peer;
 use super::stream::Stream;
 use crate::access::{Caller, Executable};
@@ -138,13 +138,7 @@ impl Listener {
                         return connection;
                     }
                 }
-                Err(error) => {
-                    // At the limit of open files accept fails at once, again and again.
-                    if self.told.may_tell() {
-                        tracing::warn!(%error, "can't accept a connection; trying again");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => self.told.accept_failed(&error).await,
             }
         }
     }

@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::metrics::Requests;
 use super::{Call, SignError};
 use crate::access::{Denied, Permit, Request};
-use crate::audit::{Fsync, Rotation, hexadecimal};
-use crate::key::{Digest, Hash, KeyId};
+use crate::audit::{Fsync, Rotation};
+use crate::key::{Digest, Hash, KeyId, hexadecimal};
 pub use log::OpenError;
 use writer::Writer;
 

@@ -69,6 +69,16 @@ impl SignError {
         }
     }
 
+    /// When a retry helps, where one does.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after } | Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::Away(_) | Self::EndpointAway => Some(AWAY),
+            _ => None,
+        }
+    }
+
     /// Whether another device might do better.
     pub(super) const fn is_of_one_device(&self) -> bool {
         matches!(self, Self::Away(_) | Self::Operator { .. } | Self::Withheld)
@@ -99,3 +109,6 @@ impl From<DeviceError> for SignError {
         }
     }
 }
+
+/// A device process is started again within 2 s.
+const AWAY: Duration = Duration::from_secs(2);

@@ -18,7 +18,7 @@ use crate::support::signetctl;
 use crate::support::softhsm::SoftHsm;
 
 fn sha256(bytes: &[u8]) -> String {
-    signet::audit::hexadecimal(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+    signet::key::hexadecimal(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
 }
 
 /// Runs `signetctl audit verify`; returns its exit code and what it said.

@@ -73,7 +73,7 @@ fn signetctl() -> &'static str {
 
 #[tokio::test]
 async fn an_executable_is_known_by_its_path_and_its_contents() {
-    let right = signet::audit::hexadecimal(digest(&SHA256, &fs::read(signetctl()).unwrap()).as_ref());
+    let right = signet::key::hexadecimal(digest(&SHA256, &fs::read(signetctl()).unwrap()).as_ref());
     let wrong = right.chars().rev().collect::<String>();
     let rule = |executable: &str| format!("users = [{{uid}}]\nexecutables = [{executable}]");
     let path = signetctl();

@@ -25,7 +25,7 @@ fn forms(secret: &str) -> Vec<String> {
         let shifted = [&vec![b'x'; shift], secret.as_bytes()].concat();
         [STANDARD.encode(&shifted), URL_SAFE_NO_PAD.encode(&shifted)].map(|text| text[4..text.len() - 4].to_owned())
     });
-    let hexadecimal = signet::audit::hexadecimal(secret.as_bytes());
+    let hexadecimal = signet::key::hexadecimal(secret.as_bytes());
     [secret.to_owned(), debug.join(", "), hexadecimal.to_uppercase(), hexadecimal].into_iter().chain(encoded).collect()
 }
 

@@ -17,7 +17,7 @@ use tss_esapi::{Context, constants::tss};
 use super::{classified, code, public, raw_rc, tcti};
 use crate::device::tss2::Tss2Key;
 use crate::device::{DeviceError, Pin, TpmConfig, TpmParent, TpmSession};
-use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
+use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature, hexadecimal};
 
 /// A context with everything that hangs on it. Dropping it flushes what it holds, which is TPM I/O.
 pub(super) struct Connection {
@@ -238,7 +238,7 @@ pub(super) fn persistent(context: &mut Context, handle: u32) -> Result<Option<Ob
 /// salt is encrypted to; it does not believe the name that came over the bus.
 pub(super) fn name(context: &mut Context, object: ObjectHandle) -> Result<String, DeviceError> {
     let name = context.tr_get_name(object).map_err(classified("naming a key"))?;
-    Ok(name.value().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(name.value()))
 }
 
 /// Starts an HMAC session that hides parameters, salted to a key where there is one already.

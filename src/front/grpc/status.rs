@@ -1,7 +1,6 @@
 //! Errors as google.rpc statuses; health and reflection.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_health::ServingStatus;
@@ -16,20 +15,17 @@ use crate::signer::SignError;
 pub(super) fn of(error: &SignError) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info(error.reason(), "signet", HashMap::new());
+    if let Some(retry_after) = error.retry_after() {
+        details.set_retry_info(Some(retry_after));
+    }
     let code = match error {
         SignError::Denied => Code::PermissionDenied,
         SignError::Invalid { field, problem } => {
             details.add_bad_request_violation(*field, problem);
             Code::InvalidArgument
         }
-        SignError::Busy { retry_after } | SignError::RateLimited { retry_after } => {
-            details.set_retry_info(Some(*retry_after));
-            Code::ResourceExhausted
-        }
-        SignError::Away(_) | SignError::EndpointAway => {
-            details.set_retry_info(Some(RETRY_AWAY));
-            Code::Unavailable
-        }
+        SignError::Busy { .. } | SignError::RateLimited { .. } => Code::ResourceExhausted,
+        SignError::Away(_) | SignError::EndpointAway => Code::Unavailable,
         SignError::Late => Code::DeadlineExceeded,
         SignError::Operator { .. } => Code::FailedPrecondition,
         SignError::Withheld => Code::Internal,
@@ -75,6 +71,3 @@ pub(super) fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
-
-/// A device process is started again within 2 s.
-const RETRY_AWAY: Duration = Duration::from_secs(2);

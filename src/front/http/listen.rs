@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-use super::super::admission::{ACCEPT_PAUSE, Connections, Place, Told};
+use super::super::admission::{Connections, Place, Told};
 use super::peer;
 use crate::access::Caller;
 
@@ -86,12 +86,7 @@ impl Listener {
                         return connection;
                     }
                 }
-                Err(error) => {
-                    if self.told.may_tell() {
-                        tracing::warn!(%error, "can't accept a connection; trying again");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => self.told.accept_failed(&error).await,
             }
         }
     }

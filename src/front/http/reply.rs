@@ -1,13 +1,12 @@
 //! Answers.
 
-use std::time::Duration;
-
 use aws_lc_rs::digest::{SHA256, digest};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
+use crate::key::hexadecimal;
 use crate::signer::SignError;
 
 pub(super) type Reply = Response<Full<Bytes>>;
@@ -36,8 +35,8 @@ pub(super) fn secret(mut reply: Reply) -> Reply {
 
 /// An answer that a caller who has it already knows again.
 pub(super) fn tagged(content_type: &'static str, body: String) -> Reply {
-    let tag: String =
-        digest(&SHA256, body.as_bytes()).as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let hash = hexadecimal(digest(&SHA256, body.as_bytes()).as_ref());
+    let tag: String = hash.chars().take(16).collect();
     let mut reply = of(StatusCode::OK, content_type, body);
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         reply.headers_mut().insert(ETAG, tag);
@@ -61,11 +60,7 @@ pub(super) fn status(error: &SignError) -> (StatusCode, &'static str) {
 
 /// Says when a retry helps, where one does.
 pub(super) fn retry(mut reply: Reply, error: &SignError) -> Reply {
-    let after = match error {
-        SignError::Busy { retry_after } | SignError::RateLimited { retry_after } => *retry_after,
-        SignError::Away(_) | SignError::EndpointAway => RETRY_AWAY,
-        _ => return reply,
-    };
+    let Some(after) = error.retry_after() else { return reply };
     let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
     reply.headers_mut().insert(RETRY_AFTER, seconds.into());
     reply
@@ -96,8 +91,6 @@ impl From<Refusal> for Reply {
 
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 pub(super) const JSON: &str = "application/json";
-/// A device process is started again within 2 s.
-const RETRY_AWAY: Duration = Duration::from_secs(2);
 const EVERYWHERE: [(&str, &str); 4] = [
     ("metadata-flavor", "Google"),
     ("server", "Metadata Server for VM"),

@@ -359,7 +359,7 @@ fn unaudited(stage: &Stage<'_>, answers: &Answers) -> u64 {
     }
     let signed = (0..USERS.len()).flat_map(|user| {
         let signed = fs::read(stage.signed(user)).unwrap();
-        signed.chunks(32).map(signet::audit::hexadecimal).collect::<Vec<_>>()
+        signed.chunks(32).map(signet::key::hexadecimal).collect::<Vec<_>>()
     });
     let mut missing = signed.filter(|digest| !digests.contains(digest)).count() as u64;
     let mut answered = BTreeMap::<String, u64>::new();
