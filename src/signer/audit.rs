@@ -4,6 +4,7 @@
 //! is possible again.
 
 mod log;
+mod refusals;
 mod writer;
 
 use std::path::Path;
@@ -58,6 +59,13 @@ struct Entry {
     scope_sha256: Option<String>,
     latency_us: u64,
     outcome: &'static str,
+}
+
+impl Entry {
+    /// Whether it tells of a request of which nothing was allowed.
+    fn is_refusal(&self) -> bool {
+        self.decision != "allow" || self.outcome == RATE_LIMITED
+    }
 }
 
 impl Audit {
@@ -232,7 +240,7 @@ impl Drop for Record {
 
 fn unwritable() -> SignError {
     let problem = "the audit log can't be written, so nothing is signed; signetd's log says why".to_owned();
-    SignError::Operator { reason: "AUDIT_UNWRITABLE", problem }
+    SignError::Operator { reason: UNWRITABLE, problem }
 }
 
 /// A text of the caller's as it may stand in a log: short, and without a control character.
@@ -254,6 +262,9 @@ fn timestamp(time: SystemTime) -> String {
     time::OffsetDateTime::from(time).format(&format).unwrap_or_default()
 }
 
+/// The outcome of a request whose record can't be written.
+const UNWRITABLE: &str = "AUDIT_UNWRITABLE";
+const RATE_LIMITED: &str = SignError::RateLimited { retry_after: Duration::ZERO }.reason();
 const TIMESTAMP: time::format_description::well_known::iso8601::EncodedConfig = {
     use std::num::NonZeroU8;
     use time::format_description::well_known::iso8601::{Config, TimePrecision};
@@ -265,8 +276,14 @@ mod tests {
     use super::*;
     use crate::access::Caller;
 
-    fn call(caller: &Caller) -> Call<'_> {
+    pub(super) fn call(caller: &Caller) -> Call<'_> {
         Call { caller, rpc: "Test", account: "", deadline: tokio::time::Instant::now() }
+    }
+
+    fn allowed(audit: &Audit, caller: &Caller) -> Record {
+        let mut record = audit.begin(&call(caller)).unwrap();
+        record.told(true);
+        record
     }
 
     #[test]
@@ -276,7 +293,7 @@ mod tests {
         let audit = Audit::open(&path, Fsync::Never, Rotation { max_size: u64::MAX, keep: 1 }).unwrap();
         let caller = Caller::new(1, 1, vec![]);
         for _ in 0..2000 {
-            drop(audit.begin(&call(&caller)).unwrap());
+            drop(allowed(&audit, &caller));
         }
         audit.flush(Duration::from_secs(60));
         assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 2000);
@@ -290,9 +307,31 @@ mod tests {
         let hangs = audit.writer.hang();
         let caller = Caller::new(1, 1, vec![]);
         while !audit.writer.is_full() {
-            drop(audit.begin(&call(&caller)).unwrap());
+            drop(allowed(&audit, &caller));
         }
         assert!(matches!(audit.begin(&call(&caller)), Err(SignError::Operator { reason: "AUDIT_UNWRITABLE", .. })));
         drop(hangs);
+    }
+
+    /// What happened is what the caller was told: without its record there is no answer.
+    #[tokio::test]
+    async fn an_answer_that_was_withheld_for_its_record_is_not_counted_as_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        for fsync in [Fsync::Never, Fsync::Always] {
+            let audit = Audit::open(&path, fsync, Rotation { max_size: u64::MAX, keep: 1 }).unwrap();
+            let caller = Caller::new(1, 1, vec![]);
+            let late = allowed(&audit, &caller);
+            allowed(&audit, &caller).finish(Ok(())).await.unwrap();
+            std::fs::rename(&path, folder.path().join("moved")).unwrap();
+            std::fs::write(&path, "somebody's notes").unwrap();
+            late.finish(Ok(())).await.unwrap_err();
+            let text = audit.requests().text();
+            for outcome in ["OK", "AUDIT_UNWRITABLE"] {
+                let line = format!("requests_total{{operation=\"none\",outcome=\"{outcome}\"}} 1\n");
+                assert!(text.contains(&line), "{fsync:?}: {text}");
+            }
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 }

@@ -200,6 +200,16 @@ fn signatures() -> Histogram {
 }
 
 #[cfg(test)]
+impl Requests {
+    pub(super) fn text(&self) -> String {
+        let (mut registry, mut text) = (Registry::default(), String::new());
+        self.register(&mut registry);
+        encode(&mut text, &registry).unwrap();
+        text
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -184,6 +184,40 @@ async fn the_log_is_rotated_by_its_size_and_verifies_over_its_files() {
     assert_eq!(verified(&daemon).0, Some(5));
 }
 
+/// Killed as soon as all have their answers: none was told before it was on record.
+#[tokio::test]
+async fn who_is_refused_again_and_again_pushes_no_record_out_and_each_refusal_is_counted() {
+    let rotation = "[audit]\nmax_size = \"64KiB\"\nkeep = 1\n";
+    let device = "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path={folder}/no-such-tpm\"\n";
+    let mut daemon = TestDaemon::start(&TestDaemon::config(&format!("{rotation}{device}")));
+    daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
+    let mut refused = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let client = daemon.client();
+        for _ in 0..60 {
+            let (mut client, account) = (client.clone(), "another@x".to_owned());
+            refused.spawn(async move { client.sign_blob(proto::SignBlobRequest { account, ..payload(b"x") }).await });
+        }
+    }
+    for answer in refused.join_all().await {
+        let refusal = answer.unwrap_err();
+        assert_eq!(refusal.get_error_details().error_info().unwrap().reason, "NOT_ALLOWED");
+    }
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    let log = daemon.audit();
+    assert_eq!((&log[0]["seq"], &log[0]["decision"]), (&1.into(), &"allow".into()), "the first is still there");
+    let alone = log.iter().filter(|line| line["outcome"] == "NOT_ALLOWED").count() as u64;
+    let together = log.iter().filter(|line| line["event"] == "refused").flat_map(|line| {
+        let [told] = line["refused"].as_array().unwrap().as_slice() else { panic!("{line}") };
+        assert_eq!((&told["rpc"], &told["outcome"]), (&"SignBlob".into(), &"NOT_ALLOWED".into()));
+        assert_eq!(told["uid"], nix::unistd::geteuid().as_raw());
+        told["count"].as_u64()
+    });
+    assert_eq!((alone, alone + together.sum::<u64>()), (100, 960));
+    assert_eq!(verified(&daemon).0, Some(0));
+}
+
 #[tokio::test]
 async fn the_log_is_rotated_at_sigusr1_and_the_chain_goes_on_over_a_restart() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };

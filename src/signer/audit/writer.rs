@@ -1,5 +1,6 @@
 //! How a record comes into the log: where it is finished, unless that could take long. While others wait, while the log is
-//! being synced and where each record must be, a thread writes, all that wait together at once.
+//! being synced and where each record must be, a thread writes, all that wait together at once; and what is refused again and
+//! again as one line.
 
 use std::io;
 use std::path::Path;
@@ -7,11 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::super::metrics::Requests;
-use super::Entry;
 use super::log::{LogFile, OpenError, Written};
+use super::refusals::{Refusals, Shared, Together};
+use super::{Entry, UNWRITABLE};
 use crate::audit::{Fsync, Rotation};
 
 /// The log, and the way to the thread that writes what is not written at once.
@@ -30,6 +33,7 @@ struct Log {
     writable: AtomicBool,
     /// How many messages wait for the thread.
     waiting: AtomicUsize,
+    refusals: Refusals,
     requests: Requests,
 }
 
@@ -59,7 +63,8 @@ impl Writer {
     pub(super) fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
         let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None, lost: false });
         let (writable, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
-        let log = Arc::new(Log { open, fsync, writable, waiting, requests: Requests::new() });
+        let (refusals, requests) = (Refusals::new(), Requests::new());
+        let log = Arc::new(Log { open, fsync, writable, waiting, refusals, requests });
         let (messages, received) = mpsc::channel();
         let thread = Thread { log: Arc::clone(&log), messages: received };
         std::thread::Builder::new()
@@ -95,6 +100,9 @@ impl Writer {
 
     /// Writes a record. False where it could not be written yet.
     pub(super) async fn write(&self, entry: Box<Entry>) -> bool {
+        if let Some(line) = self.write_with_others(&entry) {
+            return line.written().await;
+        }
         if let Some(written) = self.write_now(&entry) {
             return written;
         }
@@ -104,16 +112,27 @@ impl Writer {
 
     /// Writes a record that nobody waits for.
     pub(super) fn write_unheard(&self, entry: Box<Entry>) {
-        if self.write_now(&entry).is_none() {
+        if self.write_with_others(&entry).is_none() && self.write_now(&entry).is_none() {
             self.send(Message::Entry(entry, None));
         }
+    }
+
+    /// Has the thread tell of a refusal in one line with others; none where it is to have its own.
+    fn write_with_others(&self, entry: &Entry) -> Option<Shared> {
+        if !entry.is_refusal() {
+            return None;
+        }
+        let (line, is_first) = self.log.refusals.count(entry, Instant::now())?;
+        self.log.count(entry, true);
+        if is_first {
+            self.send(Message::Look);
+        }
+        Some(line)
     }
 
     /// Whether a record could be written; none where that is for the thread.
     fn write_now(&self, entry: &Entry) -> Option<bool> {
         let log = &self.log;
-        // Every record comes by here once.
-        log.requests.count(entry.operation, entry.outcome, entry.latency_us);
         if log.fsync == Fsync::Always
             || log.waiting.load(Ordering::Acquire) > 0
             || !log.writable.load(Ordering::Acquire)
@@ -131,6 +150,7 @@ impl Writer {
         let was_synced = open.unsynced.is_none();
         let appended = open.append(std::iter::once(entry), log.fsync);
         let written = log.tell(&open, &appended);
+        log.count(entry, written);
         if !written || (was_synced && open.unsynced.is_some()) {
             drop(open);
             self.send(Message::Look);
@@ -151,8 +171,8 @@ impl Writer {
 
 impl OpenLog {
     /// Appends records, or keeps them until they can be.
-    fn append<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>, fsync: Fsync) -> io::Result<()> {
-        if self.file.append(entries)? == Written::Something && fsync != Fsync::Never {
+    fn append<'a, T: Serialize + 'a>(&mut self, records: impl Iterator<Item = &'a T>, fsync: Fsync) -> io::Result<()> {
+        if self.file.append(records)? == Written::Something && fsync != Fsync::Never {
             self.unsynced.get_or_insert_with(Instant::now);
         }
         Ok(())
@@ -174,6 +194,12 @@ impl OpenLog {
 }
 
 impl Log {
+    /// Counts a request as its caller is answered.
+    fn count(&self, entry: &Entry, written: bool) {
+        let outcome = if written { entry.outcome } else { UNWRITABLE };
+        self.requests.count(entry.operation, outcome, entry.latency_us);
+    }
+
     /// Takes note of whether the log can be written, and tells where that has changed.
     fn tell(&self, open: &OpenLog, written: &io::Result<()>) -> bool {
         let was_writable = self.writable.swap(written.is_ok(), Ordering::AcqRel);
@@ -227,11 +253,14 @@ impl Thread {
         if !self.log.writable.load(Ordering::Acquire) {
             return RETRY;
         }
-        let unsynced = self.log.lock().unsynced;
-        unsynced.map_or(Duration::from_secs(3600), |since| SYNC_INTERVAL.saturating_sub(since.elapsed()))
+        let sync = self.log.lock().unsynced.map(|since| since + SYNC_INTERVAL);
+        let next = sync.into_iter().chain(self.log.refusals.due()).min();
+        next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(Instant::now()))
     }
 
     fn write(&self, batch: Vec<Message>) {
+        let at_once = batch.iter().any(|message| matches!(message, Message::Flush(_)));
+        let refused = self.log.refusals.take(Instant::now(), at_once);
         let mut open = self.log.lock();
         if batch.iter().any(|message| matches!(message, Message::Rotate)) {
             open.file.rotate();
@@ -240,12 +269,22 @@ impl Thread {
             Message::Entry(entry, _) => Some(entry.as_ref()),
             _ => None,
         });
-        let appended = open.append(entries, self.log.fsync).and_then(|()| open.sync_where_due(self.log.fsync));
+        let fsync = self.log.fsync;
+        let appended = open.append(entries, fsync);
+        // Whatever came of those: what can't be written yet is kept.
+        let together = open.append(refused.as_ref().map(Together::line).iter(), fsync);
+        let appended = appended.and(together).and_then(|()| open.sync_where_due(fsync));
         let written = self.log.tell(&open, &appended);
         self.log.waiting.fetch_sub(batch.len(), Ordering::AcqRel);
+        if let Some(refused) = refused {
+            refused.tell(written);
+        }
         for message in batch {
             match message {
-                Message::Entry(_, Some(reply)) => drop(reply.send(written)),
+                Message::Entry(entry, reply) => {
+                    self.log.count(&entry, written);
+                    reply.map(|reply| reply.send(written));
+                }
                 Message::Flush(reply) if written && open.sync().is_ok() => drop(reply.send(())),
                 _ => {}
             }

@@ -355,6 +355,10 @@ fn unaudited(stage: &Stage<'_>, answers: &Answers) -> u64 {
                 digests.insert(digest.to_owned());
             }
             *recorded.entry(format!("{rpc} {outcome}")).or_default() += 1;
+            for refused in line["refused"].as_array().into_iter().flatten() {
+                let [rpc, outcome] = ["rpc", "outcome"].map(|member| refused[member].as_str().unwrap_or_default());
+                *recorded.entry(format!("{rpc} {outcome}")).or_default() += refused["count"].as_u64().unwrap();
+            }
         }
     }
     let signed = (0..USERS.len()).flat_map(|user| {
