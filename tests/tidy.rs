@@ -98,6 +98,27 @@ fn the_tests_that_the_threat_table_names_exist() {
     }
 }
 
+/// Issue 5 wants 300 bad inputs, each with a name of its own.
+#[test]
+fn bad_input_has_names_and_there_is_enough_of_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad-input");
+    let mut names = Vec::new();
+    for topic in ["claims", "requests", "import", "configuration", "keyring", "http", "http2", "sts", "audit"] {
+        let tables: toml::Table = fs::read_to_string(folder.join(format!("{topic}.toml")))
+            .unwrap()
+            .parse()
+            .unwrap_or_else(|error| panic!("{topic}: {error}"));
+        let cases = tables.values().flat_map(|cases| cases.as_array().unwrap());
+        let of_topic: Vec<_> = cases.map(|case| case["name"].as_str().unwrap().to_owned()).collect();
+        assert!(of_topic.len() >= 20, "{topic} has {} bad inputs", of_topic.len());
+        names.extend(of_topic);
+    }
+    names.sort();
+    let twice: Vec<_> = names.windows(2).filter(|two| two[0] == two[1]).map(|two| &two[0]).collect();
+    assert!(twice.is_empty(), "names that stand there twice: {twice:?}");
+    assert!(names.len() >= 300, "{} bad inputs", names.len());
+}
+
 /// What a person finds in the log or is told must stand in the runbook.
 #[test]
 fn the_runbook_knows_every_reason_and_every_message_of_the_log() {

@@ -10,21 +10,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nix::sys::signal::Signal;
 use signet::key::{Algorithm, KeyLocator, PublicKey};
 use signet::keyring::{KeyRecord, KeyState};
-use signet::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
+use signet::proto::{self, mint_jwt_access_token_request as mint};
 use tonic::{Code, Request, Status};
 use tonic_health::ServingStatus;
 use tonic_types::StatusExt as _;
 
-use crate::support::daemon::{ACCOUNT, TestDaemon, payload};
+use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon, payload};
 use crate::support::desk::openssl;
-
-/// A device that is not there.
-const NO_DEVICE: &str = r#"
-    [[device]]
-    name = "tpm"
-    kind = "tpm"
-    tcti = "device:{folder}/no-such-tpm"
-"#;
 
 fn absent() -> TestDaemon {
     without_device(&TestDaemon::config(NO_DEVICE))
@@ -112,50 +104,6 @@ async fn an_unknown_account_and_a_forbidden_one_answer_alike() {
     assert_eq!(answers[0], answers[1]);
     let outcomes: Vec<_> = daemon.audit().into_iter().map(|line| line["decision"].clone()).collect();
     assert_eq!(outcomes, ["deny"; 8], "one record a decision");
-}
-
-#[tokio::test]
-async fn bad_input_names_its_field() {
-    let daemon = absent();
-    daemon.add(record("k", KeyState::Active));
-    daemon.signal(Signal::SIGHUP);
-    daemon.wait_for_log("reloaded");
-    let mut client = daemon.client().max_encoding_message_size(16 << 20);
-    let blob = |input, algorithm| proto::SignBlobRequest { account: String::new(), input, algorithm };
-    let digest = |length: usize| Some(blob::Input::Digest(vec![0; length].into()));
-    for (request, expected) in [
-        (blob(None, 0), "input"),
-        (blob(digest(31), 0), "digest"),
-        (blob(digest(33), 0), "digest"),
-        (blob(digest(48), 0), "digest"),
-        (blob(digest(32), 99), "algorithm"),
-        (blob(digest(32), proto::Algorithm::Es256.into()), "algorithm"),
-        (payload(&vec![0; (1 << 20) + 1]), "payload"),
-        (payload(&vec![0; 2 << 20]), "message"),
-        (proto::SignBlobRequest { account: "nobody".to_owned(), ..payload(b"x") }, "account"),
-    ] {
-        assert_eq!(field(&client.sign_blob(request).await.unwrap_err()), expected);
-    }
-    for claims in ["", "[]", r#"{"sub":"a","sub":"b"}"#, r#"{"exp":1}"#, r#"{"iss":"other@x"}"#, &"x".repeat(65_000)] {
-        let request = proto::SignJwtRequest { account: String::new(), claims: claims.to_owned() };
-        assert_eq!(field(&client.sign_jwt(request).await.unwrap_err()), "claims");
-    }
-    let large = proto::SignJwtRequest { account: String::new(), claims: " ".repeat(70_000) };
-    assert_eq!(field(&client.sign_jwt(large).await.unwrap_err()), "message");
-    let audience = |audience: &str| Some(mint::Target::Audience(audience.to_owned()));
-    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    for (target, lifetime, expected) in [
-        (None, None, "target"),
-        (audience(""), None, "audience"),
-        (audience("a b"), None, "audience"),
-        (Some(mint::Target::Scopes(proto::Scopes { scope: vec![] })), None, "scopes"),
-        (audience("https://pubsub.googleapis.com/"), seconds(3601), "lifetime"),
-        (audience("https://pubsub.googleapis.com/"), seconds(0), "lifetime"),
-        (audience("https://pubsub.googleapis.com/"), seconds(-1), "lifetime"),
-    ] {
-        let request = proto::MintJwtAccessTokenRequest { account: String::new(), target, lifetime };
-        assert_eq!(field(&client.mint_jwt_access_token(request).await.unwrap_err()), expected);
-    }
 }
 
 /// T6, through the front: a rule for sign-blob signs no JWT, canonical or not, and the device decides of the rest.
@@ -284,15 +232,6 @@ fn a_keyring_that_is_corrupt_or_newer_is_refused_and_left_alone() {
         assert_eq!(fs::read_to_string(&keyring).unwrap(), contents);
         assert!(!daemon.socket().exists());
     }
-}
-
-#[test]
-fn a_keyring_with_an_impossible_time_is_refused() {
-    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
-    daemon.add(KeyRecord { retired: Some(u64::MAX), ..record("k", KeyState::Retired) });
-    let output = daemon.output();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(1) && said.contains("the year 9999"), "{said}");
 }
 
 #[test]

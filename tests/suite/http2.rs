@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use signet::proto;
 
 use crate::support::PATIENCE;
-use crate::support::daemon::TestDaemon;
+use crate::support::daemon::{NO_DEVICE, TestDaemon};
 
 /// A client that writes its frames by hand, and gets over it when the daemon no longer reads them.
 struct Abuser(UnixStream);
@@ -18,20 +18,20 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// The fields of a request for the public keys (RFC 7541, without compression).
-fn request() -> Vec<u8> {
+pub(crate) fn request() -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     let field = |name: &str, value: &str| [vec![0], text(name), text(value)].concat();
     let rpc = [vec![0x83, 0x86, 0x04], text("/signet.v1.Signer/GetPublicCertificates")].concat();
     [rpc, field(":authority", "x"), field("content-type", "application/grpc"), field("te", "trailers")].concat()
 }
 
-fn whole_request(stream: u32) -> Vec<u8> {
+pub(crate) fn whole_request(stream: u32) -> Vec<u8> {
     [frame(HEADERS, END_HEADERS, stream, &request()), frame(0, END_STREAM, stream, &[0; 5])].concat()
 }
 
@@ -89,9 +89,7 @@ async fn is_closed_over(daemon: &TestDaemon, name: &str, mut flood: impl FnMut(&
 }
 
 fn daemon() -> TestDaemon {
-    TestDaemon::start(&TestDaemon::config(
-        "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path={folder}/no-such-tpm\"",
-    ))
+    TestDaemon::start(&TestDaemon::config(NO_DEVICE))
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! `signetctl key import`: every form of key that it takes, and every bad one that it refuses, named one by one.
+//! `signetctl key import`: every form of key that it takes. Bad ones are in `bad_input`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -21,122 +21,8 @@ fn converted(desk: &Desk, key: &[u8], arguments: &[&str]) -> Vec<u8> {
     openssl(arguments.iter().copied().chain(["-in", path.to_str().unwrap()]))
 }
 
-/// The file must be refused with these words, and before any device is touched.
-fn refuses(desk: &Desk, name: &str, contents: &[u8], words: &str) {
-    let path = desk.write(name, contents);
-    desk.refused(&["key", "import", "--device", "tpm", path.to_str().unwrap()], 2, words);
-    assert_eq!(fs::read(&path).unwrap(), contents, "the file was changed");
-}
-
 fn weak(name: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/weak-keys").join(format!("{name}.pem"))).unwrap()
-}
-
-#[test]
-fn weak_keys_are_refused_by_name() {
-    let desk = Desk::bare();
-    for (name, words) in [
-        ("bits-512", "512 bits is too small"),
-        ("bits-1024", "1024 bits is too small"),
-        ("bits-1536", "1536 bits is too small"),
-        ("bits-4160", "4160 bits is too large"),
-        ("exponent-1", "exponent is below 65537"),
-        ("exponent-3", "exponent is below 65537"),
-        ("exponent-even", "exponent is even"),
-        ("same-primes", "both primes are the same"),
-        ("wrong-modulus", "not the product of the primes"),
-        ("wrong-private-exponent", "do not belong together"),
-        ("close-primes", "too close to each other"),
-        ("small-private-exponent", "private exponent is too small"),
-        ("roca", "ROCA"),
-    ] {
-        refuses(&desk, "key.pem", &weak(name), words);
-    }
-}
-
-#[test]
-fn three_primes_are_refused() {
-    let key = openssl([
-        "genpkey",
-        "-quiet",
-        "-algorithm",
-        "RSA",
-        "-pkeyopt",
-        "rsa_keygen_bits:2048",
-        "-pkeyopt",
-        "rsa_keygen_primes:3",
-    ]);
-    refuses(&Desk::bare(), "key.pem", &key, "three or more primes");
-}
-
-#[test]
-fn what_is_no_private_key_is_refused_by_name() {
-    let desk = Desk::bare();
-    let key = rsa();
-    let pkcs1 = converted(&desk, &key, &["rsa", "-traditional"]);
-    let certificate = {
-        let path = desk.write("to-convert.pem", &key);
-        openssl(["req", "-x509", "-subj", "/CN=x", "-key", path.to_str().unwrap()])
-    };
-    let encrypted = converted(&desk, &key, &["pkey", "-aes256", "-passout", "pass:secret"]);
-    let encrypted_pkcs1 = converted(&desk, &key, &["rsa", "-traditional", "-aes256", "-passout", "pass:secret"]);
-    let parameters = openssl(["ecparam", "-name", "prime256v1", "-genkey"]);
-    refuses(&desk, "encrypted.pem", &encrypted, "encrypted");
-    refuses(&desk, "encrypted-pkcs1.pem", &encrypted_pkcs1, "encrypted");
-    refuses(&desk, "public.pem", &converted(&desk, &key, &["pkey", "-pubout"]), "public key");
-    refuses(&desk, "certificate.pem", &certificate, "certificate");
-    refuses(&desk, "two.pem", &[key.clone(), key.clone()].concat(), "several PEM blocks");
-    refuses(&desk, "parameters.pem", &parameters, "several PEM blocks");
-    refuses(&desk, "no-end.pem", &key[..key.len() / 2], "truncated");
-    refuses(
-        &desk,
-        "der.bin",
-        &converted(&desk, &key, &["pkey", "-outform", "DER"]),
-        "neither a JSON key nor a PEM file",
-    );
-    refuses(&desk, "text.txt", b"hello\n", "neither a JSON key nor a PEM file");
-    refuses(&desk, "empty.pem", b"", "empty");
-    refuses(
-        &desk,
-        "openssh.pem",
-        b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n",
-        "OpenSSH",
-    );
-    refuses(
-        &desk,
-        "not-base64.pem",
-        &String::from_utf8(pkcs1.clone()).unwrap().replace("MII", "M!I").into_bytes(),
-        "no base64",
-    );
-    let shortened = String::from_utf8(pkcs1).unwrap();
-    let (first, rest) = shortened.split_at(200);
-    refuses(&desk, "short.pem", [first, &rest[65 * 4..]].concat().as_bytes(), "truncated or malformed");
-    refuses(&desk, "ed25519.pem", &openssl(["genpkey", "-algorithm", "ED25519"]), "1.3.101.112");
-    let p384 = openssl(["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]);
-    refuses(&desk, "p384.pem", &p384, "not on P-256");
-    refuses(&desk, "large.pem", &vec![b'A'; 10 << 20], "over 64 KiB");
-}
-
-#[test]
-fn json_that_is_no_service_account_key_is_refused() {
-    let desk = Desk::bare();
-    refuses(&desk, "user.json", br#"{"type":"authorized_user","refresh_token":"x"}"#, "authorized_user");
-    refuses(&desk, "typeless.json", br#"{"private_key":"x"}"#, "no type");
-    refuses(&desk, "half.json", br#"{"type":"service_account","private_key_id":"x"#, "no whole service-account key");
-    refuses(
-        &desk,
-        "keyless.json",
-        br#"{"type":"service_account","private_key_id":"x","client_email":"a@b"}"#,
-        "no whole service-account key",
-    );
-    refuses(
-        &desk,
-        "twice.json",
-        br#"{"type":"service_account","type":"service_account"}"#,
-        "no whole service-account key",
-    );
-    let bad_kid = service_account(&rsa(), "../x");
-    refuses(&desk, "kid.json", bad_kid.as_bytes(), "private_key_id");
 }
 
 #[test]

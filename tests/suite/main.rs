@@ -12,6 +12,7 @@ mod support;
 
 mod apptoapp;
 mod audit;
+mod bad_input;
 mod bus;
 mod cache;
 mod callers;

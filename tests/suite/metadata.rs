@@ -128,25 +128,6 @@ async fn every_path_that_client_libraries_ask_is_there() {
         let answer = get(address, path);
         assert_eq!((answer.status, answer.json()), (200, value), "{path}");
     }
-    for path in [
-        "nothing",
-        "instance/nothing",
-        "instance/attributes/nothing",
-        "instance/zone/",
-        "instance/service-accounts/nobody@x/email",
-        "instance/service-accounts/nobody@x/",
-        "instance/platform-security/auto-mtls-configuration",
-        "../v1/instance",
-        "instance//zone",
-        "%ff",
-    ] {
-        assert_eq!(get(address, path).status, 404, "{path}");
-    }
-    for line in
-        ["PUT /computeMetadata/v1/instance/zone", "DELETE /computeMetadata/v1/instance", "POST /computeMetadata/v1/"]
-    {
-        assert_eq!(send(address, line, &[FLAVOR], "").status, 405, "{line}");
-    }
 }
 
 #[tokio::test]
@@ -176,18 +157,6 @@ async fn tokens_are_for_the_account_and_the_scopes_that_were_asked_for() {
     for query in ["", "?audience=", "?audience", "?format=full"] {
         let answer = get(address, &format!("{default}/identity{query}"));
         assert_eq!((answer.status, answer.body.as_str()), (400, "non-empty audience parameter required\n"), "{query}");
-    }
-    for (path, status) in [
-        (format!("token?scopes={STORAGE}&scopes={CLOUD_PLATFORM}"), 400),
-        ("identity?audience=a&audience=b".to_owned(), 400),
-        (format!("identity?audience={}", "a".repeat(7000)), 400),
-        (format!("identity?audience={}", "a".repeat(10_000)), 400),
-        ("token?scopes=a%20b".to_owned(), 400),
-        ("token?scopes=%0A".to_owned(), 400),
-        ("token?scopes=,".to_owned(), 400),
-    ] {
-        let answer = send(address, &format!("GET /computeMetadata/v1/{default}/{path}"), &[FLAVOR], "");
-        assert_eq!(answer.status, status, "{path}");
     }
     let log = daemon.audit();
     let of = |rpc: &str| log.iter().filter(|line| line["rpc"] == rpc && line["outcome"] == "OK").count();

@@ -97,58 +97,16 @@ async fn the_four_methods_answer_as_googles_clients_read_it() {
 }
 
 #[tokio::test]
-async fn errors_are_googles_and_say_what_to_do() {
-    let Some((_token, daemon, address)) = daemon().await else { return };
-    let large = STANDARD.encode(vec![0; (1 << 20) + 1]);
-    for (verb, body, field) in [
-        ("generateAccessToken", json!({"scope": []}), "scope: "),
-        ("generateAccessToken", json!({}), "scope: "),
-        ("generateAccessToken", json!({"scope": ["a b"]}), "scope: "),
-        ("generateAccessToken", json!({"scope": [SCOPE], "lifetime": "3601s"}), "lifetime: "),
-        ("generateAccessToken", json!({"scope": [SCOPE], "lifetime": "3600"}), "lifetime: "),
-        (
-            "generateAccessToken",
-            json!({"scope": [SCOPE], "delegates": ["projects/-/serviceAccounts/x@y"]}),
-            "delegates: ",
-        ),
-        ("generateAccessToken", json!({"scope": SCOPE}), "body: "),
-        ("generateIdToken", json!({"audience": ""}), "audience: "),
-        ("generateIdToken", json!({"audience": "a".repeat(10_000)}), "audience: "),
-        ("generateIdToken", json!({"audience": "a", "includeEmail": "perhaps"}), "body: "),
-        ("signBlob", json!({"payload": "%%%"}), "payload: "),
-        ("signBlob", json!({"payload": large}), "payload: "),
-        ("signBlob", json!([1]), "body: "),
-        ("signJwt", json!({"payload": "[]"}), "payload: "),
-        ("signJwt", json!({"payload": json!({"iss": "somebody@else.example"}).to_string()}), "payload: "),
-    ] {
-        let answer = post(address, verb, &body.to_string());
-        let error = answer.json()["error"].clone();
-        assert_eq!(
-            (answer.status, &error["code"], &error["status"]),
-            (400, &json!(400), &json!("INVALID_ARGUMENT")),
-            "{verb}"
-        );
-        let message = error["message"].as_str().unwrap();
-        assert!(message.starts_with(field) && message.len() < 300, "{verb}: {message}");
-        assert_eq!(error["details"][0]["reason"], "INVALID_REQUEST");
-    }
-    for body in ["{", "\u{feff}{}", r#"{"payload":"e30","payload":"e30"}"#, "null1"] {
-        assert_eq!(post(address, "signBlob", body).status, 400, "{body}");
-    }
+async fn what_is_no_method_and_who_is_not_allowed_are_told_apart() {
+    let Some((_token, _daemon, address)) = daemon().await else { return };
     for (line, status) in [
-        ("POST /v1/projects/-/serviceAccounts/nobody@x.example:signBlob".to_owned(), 403),
         (format!("POST /v1/projects/project/serviceAccounts/{ACCOUNT}:signBlob"), 400),
-        ("POST /v1/projects/-/serviceAccounts/default:signBlob".to_owned(), 400),
-        (format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:undelete"), 404),
         (format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}"), 404),
         (format!("GET /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob"), 405),
         (format!("PUT /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob"), 405),
     ] {
         assert_eq!(send(address, &line, &[], "{}").status, status, "{line}");
     }
-    assert_eq!(post(address, "signJwt", &"x".repeat(100_000)).status, 413);
-    let said = daemon.log();
-    assert!(!said.contains("somebody@else"), "no request is logged");
     if nix::unistd::geteuid().is_root() {
         let line = format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob");
         let denied = send_as(4711, address, &line, &["Content-Length: 0"]);
@@ -236,14 +194,4 @@ async fn public_keys_are_for_everybody_and_may_be_kept() {
         );
     }
     assert_eq!(again("\"x\"").status, 200);
-    for path in [
-        "/robot/v1/metadata/x509/nobody@x.example",
-        "/robot/v1/metadata/x509/",
-        "/robot/v1/metadata/x509/default",
-        "/robot/v1/metadata/",
-        "/service_accounts/v1/metadata/x509",
-    ] {
-        assert_eq!(get(path).status, 404, "{path}");
-    }
-    assert_eq!(send(address, &format!("POST /service_accounts/v1/jwk/{ACCOUNT}"), &[], "").status, 405);
 }

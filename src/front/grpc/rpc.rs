@@ -83,8 +83,12 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
 }
 
 pub(super) fn lifetime(lifetime: Option<prost_types::Duration>) -> Result<Option<Duration>, SignError> {
-    let lifetime = lifetime.map(Duration::try_from).transpose();
-    lifetime.map_err(|_negative| invalid("lifetime", "it must not be negative"))
+    let negative = || invalid("lifetime", "it must not be negative");
+    // Looked at first: prost's conversion overflows at the lowest number of seconds.
+    if lifetime.is_some_and(|lifetime| lifetime.seconds < 0) {
+        return Err(negative());
+    }
+    lifetime.map(Duration::try_from).transpose().map_err(|_negative| negative())
 }
 
 pub(super) fn invalid(field: &'static str, problem: &str) -> SignError {

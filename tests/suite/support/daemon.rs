@@ -22,6 +22,14 @@ use tonic_health::pb::health_client::HealthClient;
 /// The account of [`TestDaemon::config`].
 pub(crate) const ACCOUNT: &str = "svc@project.iam.gserviceaccount.com";
 
+/// A device that is not there.
+pub(crate) const NO_DEVICE: &str = r#"
+    [[device]]
+    name = "tpm"
+    kind = "tpm"
+    tcti = "device:{folder}/no-such-tpm"
+"#;
+
 /// A daemon, its configuration and its state. Dropping it stops it.
 pub(crate) struct TestDaemon {
     folder: TempDir,
