@@ -44,7 +44,7 @@ impl Rotation {
 }
 
 /// What stands in front of every line's own fields: its place in the chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Link {
     /// SHA-256 of the line before, without its newline, in hexadecimal; 64 zeros before the first line of all.
     pub prev: String,
@@ -63,8 +63,8 @@ pub struct Head {
 
 #[derive(Serialize)]
 struct Line<'a, T> {
-    #[serde(flatten)]
-    link: Link,
+    prev: &'a str,
+    seq: u64,
     #[serde(flatten)]
     record: &'a T,
 }
@@ -103,11 +103,11 @@ impl Head {
     /// # Errors
     /// Where the record can't be written as JSON; nothing is appended then.
     pub fn append<T: Serialize>(&mut self, record: &T, lines: &mut Vec<u8>) -> io::Result<()> {
-        let link = Link { prev: self.hash.clone(), seq: self.seq + 1 };
-        let line = serde_json::to_vec(&Line { link, record })?;
-        self.hash = hexadecimal(digest(&SHA256, &line).as_ref());
-        self.seq += 1;
-        lines.extend_from_slice(&line);
+        let (before, seq) = (lines.len(), self.seq + 1);
+        let line = Line { prev: &self.hash, seq, record };
+        serde_json::to_writer(&mut *lines, &line).inspect_err(|_error| lines.truncate(before))?;
+        self.hash = hexadecimal(digest(&SHA256, lines.get(before..).unwrap_or_default()).as_ref());
+        self.seq = seq;
         lines.push(b'\n');
         Ok(())
     }

@@ -23,7 +23,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
         &["tonic::", "tonic_health::", "tonic_reflection::", "tonic_types::", "prost::", "prost_types::"],
         &["lib.rs", "front/grpc*", "daemon*", "ctl*"],
     ),
-    (&["axum::", "hyper::"], &["front/http*"]),
+    (&["hyper::"], &["front/grpc*", "front/http*"]),
     (&["cryptoki::", "cryptoki_sys::"], &["device/pkcs11*"]),
     (&["tss_esapi::", "tss_esapi_sys::"], &["device/tpm*"]),
     (&["clap::", "clap_complete::", "clap_mangen::", "indicatif::"], &["bin/", "ctl*"]),

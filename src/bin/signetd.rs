@@ -11,7 +11,9 @@ use nix::sys::stat::{Mode, umask};
 use signet::config::{Config, ConfigError};
 use signet::daemon;
 use signet::device::guard_memory;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Signs for local applications with keys that never leave their TPM or PKCS#11 token.
 #[derive(Parser)]
@@ -97,12 +99,13 @@ fn log_to_stderr(arguments: &Arguments) -> anyhow::Result<()> {
     // A bare level is ours: at debug, the libraries underneath would say everything twice.
     let level = arguments.log.parse::<tracing::Level>();
     let directives = level.map_or_else(|_directives| arguments.log.clone(), |level| format!("warn,signet={level}"));
-    let filter = EnvFilter::try_new(directives).with_context(|| format!("--log {}", arguments.log))?;
+    let filter: Targets = directives.parse().with_context(|| format!("--log {}", arguments.log))?;
     let ansi = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || Escaped { ansi }).with_ansi(ansi);
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || Escaped { ansi }).with_ansi(ansi);
+    let log = tracing_subscriber::registry().with(filter);
     match arguments.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.with(lines.json()).init(),
+        LogFormat::Text => log.with(lines.with_target(false)).init(),
     }
     Ok(())
 }

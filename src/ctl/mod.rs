@@ -32,6 +32,9 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, ColorChoice, Parser, Subcommand};
 use serde::Serialize;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{Config, Listen};
 use failure::{Failure, Printable};
@@ -57,14 +60,10 @@ pub fn main() -> ExitCode {
 
 /// What devices warn of: it is not part of any error, and a person must know of it all the same.
 fn log_to_stderr(quiet: bool) {
-    let filter = tracing_subscriber::EnvFilter::new(if quiet { "signet=error" } else { "signet=warn" });
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .without_time()
-        .init();
+    let level = if quiet { LevelFilter::ERROR } else { LevelFilter::WARN };
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false).with_target(false).without_time();
+    tracing_subscriber::registry().with(Targets::new().with_target("signet", level)).with(lines).init();
 }
 
 fn run(command: Command, global: &Global) -> Result<(), Failure> {

@@ -109,5 +109,5 @@ fn token() -> proto::MintJwtAccessTokenRequest {
 type Client = SignerClient<Channel>;
 
 const REQUESTS: u32 = 300;
-const ALLOCATIONS: Most = Most { signature: 96.0, cached_token: 75.0 };
-const SYSTEM_CALLS: Most = Most { signature: 12.5, cached_token: 8.0 };
+const ALLOCATIONS: Most = Most { signature: 76.0, cached_token: 54.0 };
+const SYSTEM_CALLS: Most = Most { signature: 10.4, cached_token: 5.7 };

@@ -10,10 +10,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::server::Connected;
 
 use super::conduct::Conduct;
-use crate::access::Caller;
 use crate::front::listen::{Awaited, Connection};
 
 /// A connection whose authorities are ones.
@@ -32,14 +30,6 @@ impl Mended {
         if written.is_ready() {
             self.connection.wait_for(self.frames.awaited());
         }
-    }
-}
-
-impl Connected for Mended {
-    type ConnectInfo = Caller;
-
-    fn connect_info(&self) -> Caller {
-        self.connection.caller().clone()
     }
 }
 

@@ -1,28 +1,22 @@
 //! How large and how long a request may be, each with an answer of its own.
 
-use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use prost::Message;
 use tokio::time::Instant;
 use tonic::body::Body;
-use tonic::codegen::{Service, http};
+use tonic::codegen::http;
 use tonic::metadata::MetadataMap;
-use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use super::super::limits::{LARGEST_PAYLOAD, SMALL_MESSAGE};
 use super::status;
-use super::upload::Uploads;
-use crate::access::Caller;
 use crate::signer::SignError;
 
 /// When the caller of a request no longer waits: as its grpc-timeout says, or after 30 s.
 ///
-/// tonic answers CANCELLED when the time is up, so what is said here comes a little earlier.
+/// A caller whose time is up hears nothing any more, so what is said here comes a little earlier.
 pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
     let limit = limit(metadata.as_ref());
     Instant::now() + limit.saturating_sub(MARGIN.min(limit / 10))
@@ -46,6 +40,11 @@ pub(super) fn small(message: &impl Message) -> Result<(), SignError> {
     Ok(())
 }
 
+/// By when a request is to have come in whole.
+pub(super) fn end(headers: &http::HeaderMap) -> Instant {
+    Instant::now() + limit(headers)
+}
+
 fn limit(headers: &http::HeaderMap) -> Duration {
     let asked = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout);
     asked.unwrap_or(DEFAULT_TIMEOUT).min(LONGEST_TIMEOUT)
@@ -66,44 +65,13 @@ fn timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// A service that takes so much of each user's at once, and each request's in its time. Over-large messages are answered
-/// with INVALID_ARGUMENT, where tonic says OUT_OF_RANGE.
-#[derive(Clone)]
-pub(super) struct Limited<S>(pub(super) S, pub(super) Uploads);
-
-impl<S: NamedService> NamedService for Limited<S> {
-    const NAME: &'static str = S::NAME;
-}
-
-impl<S> Service<http::Request<Body>> for Limited<S>
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let (head, body) = request.into_parts();
-        // The connection always says whose it is; what would not, shares one allowance.
-        let uid = head.extensions.get::<Caller>().map_or(u32::MAX, |caller| caller.uid);
-        let (body, share) = self.1.count(uid, body, Instant::now() + limit(&head.headers));
-        let answer = self.0.call(http::Request::from_parts(head, body));
-        Box::pin(async move {
-            let _until_answered = share;
-            let response = answer.await?;
-            let status = Status::from_header_map(response.headers());
-            if status.is_none_or(|status| status.code() != Code::OutOfRange) {
-                return Ok(response);
-            }
-            let problem = format!("more than {LARGEST_MESSAGE} bytes");
-            Ok(status::of(&too_large(problem)).into_http())
-        })
+/// An over-large message is answered with INVALID_ARGUMENT, where tonic says OUT_OF_RANGE.
+pub(super) fn in_our_words(response: http::Response<Body>) -> http::Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::OutOfRange => {
+            status::of(&too_large(format!("more than {LARGEST_MESSAGE} bytes"))).into_http()
+        }
+        _ => response,
     }
 }
 

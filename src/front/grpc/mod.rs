@@ -14,23 +14,31 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service};
+use tonic::server::NamedService;
 
 use super::identity::Identities;
-use super::listen::Listener;
+use super::listen::{Connection, Listener};
+use crate::access::Caller;
 use crate::proto;
 use crate::signer::Signer;
 use authority::Mended;
-use limits::Limited;
 pub use status::Readiness;
 use upload::Uploads;
 
 /// Serves until `stop` is done; then the socket is gone, and the requests on their way finish.
 ///
 /// # Errors
-/// Where the server can't be set up.
+/// Where the services can't be set up.
 pub async fn serve(
     listener: Listener,
     signer: Arc<Signer>,
@@ -38,45 +46,101 @@ pub async fn serve(
     cache_time: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let iam = iam::Service { signer: Arc::clone(&signer) };
-    let iam = proto::iam::iam_credentials_server::IamCredentialsServer::new(iam)
-        .max_decoding_message_size(limits::LARGEST_MESSAGE);
-    let service = signer::Service { signer: Arc::clone(&signer), cache_time };
-    let service = proto::signer_server::SignerServer::new(service).max_decoding_message_size(limits::LARGEST_MESSAGE);
-    let uploads = Uploads::default();
-    let (accepted, connections) = mpsc::channel(1);
-    let server = Server::builder()
-        .max_concurrent_streams(limits::STREAMS)
-        .http2_max_header_list_size(limits::HEADERS)
-        .add_service(Limited(service, uploads.clone()))
-        .add_service(Limited(iam, uploads.clone()))
-        .add_service(Limited(health.service(), uploads.clone()))
-        .add_service(Limited(status::reflection().build_v1()?, uploads.clone()))
-        .add_service(Limited(status::reflection().build_v1alpha()?, uploads))
-        // It drains when there are no more connections to come.
-        .serve_with_incoming_shutdown(ReceiverStream::new(connections), std::future::pending());
-    let (served, ()) = tokio::join!(server, accept(listener, signer, accepted, stop));
-    served.map_err(Into::into)
+    let services = Arc::new(Services::new(&signer, health, cache_time)?);
+    let identities = Arc::new(Identities::default());
+    let (stopping, stopped) = watch::channel(());
+    let mut connections = JoinSet::new();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            connection = listener.accept() => {
+                // Nobody waits for what another one's executable takes to read.
+                let learning = Arc::clone(&identities).learn(connection, signer.sought());
+                let (services, stopped) = (Arc::clone(&services), stopped.clone());
+                connections.spawn(async move { services.converse(learning.await, stopped).await });
+            }
+            Some(_ended) = connections.join_next() => {}
+        }
+    }
+    drop((listener, stopping));
+    while connections.join_next().await.is_some() {}
+    Ok(())
 }
 
-/// Hands connections to the server until `stop` is done, each when what the rules ask of its peer is known.
-async fn accept(
-    listener: Listener,
-    signer: Arc<Signer>,
-    accepted: mpsc::Sender<Result<Mended, Infallible>>,
-    stop: impl Future<Output = ()> + Send,
-) {
-    let mut stop = std::pin::pin!(stop);
-    let identities = Arc::new(Identities::default());
-    loop {
-        let connection = tokio::select! {
-            () = &mut stop => return,
-            () = accepted.closed() => return,
-            connection = listener.accept() => connection,
-        };
-        let learning = Arc::clone(&identities).learn(connection, signer.sought());
-        let accepted = accepted.clone();
-        // Nobody waits for what another one's executable takes to read.
-        tokio::spawn(async move { accepted.send(Ok(Mended::new(learning.await))).await });
+/// What is served, by name.
+struct Services {
+    routes: Vec<(&'static str, Route)>,
+    uploads: Uploads,
+}
+
+type Route = Box<dyn Fn(Request<Body>) -> BoxFuture<Response<Body>, Infallible> + Send + Sync>;
+
+impl Services {
+    fn new(
+        signer: &Arc<Signer>,
+        health: &Readiness,
+        cache_time: Duration,
+    ) -> Result<Self, tonic_reflection::server::Error> {
+        let iam = iam::Service { signer: Arc::clone(signer) };
+        let iam = proto::iam::iam_credentials_server::IamCredentialsServer::new(iam)
+            .max_decoding_message_size(limits::LARGEST_MESSAGE);
+        let signer = signer::Service { signer: Arc::clone(signer), cache_time };
+        let signer = proto::signer_server::SignerServer::new(signer).max_decoding_message_size(limits::LARGEST_MESSAGE);
+        let routes = vec![
+            route(signer),
+            route(iam),
+            route(health.service()),
+            route(status::reflection().build_v1()?),
+            route(status::reflection().build_v1alpha()?),
+        ];
+        Ok(Self { routes, uploads: Uploads::default() })
     }
+
+    /// Answers what comes by a connection.
+    async fn converse(self: Arc<Self>, connection: Connection, mut stopped: watch::Receiver<()>) {
+        let caller = Arc::new(connection.caller().clone());
+        let service = service_fn(|request| {
+            let (services, caller) = (Arc::clone(&self), Arc::clone(&caller));
+            async move { services.answer(request, caller).await }
+        });
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .auto_date_header(false)
+            .max_concurrent_streams(limits::STREAMS)
+            .max_header_list_size(limits::HEADERS);
+        let mut serving = std::pin::pin!(http2.serve_connection(TokioIo::new(Mended::new(connection)), service));
+        let ended = tokio::select! {
+            biased;
+            ended = &mut serving => ended,
+            _stopping = stopped.changed() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection has ended");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, caller: Arc<Caller>) -> Result<Response<Body>, Infallible> {
+        let (mut head, body) = request.into_parts();
+        let (body, _until_answered) = self.uploads.count(caller.uid, Body::new(body), limits::end(&head.headers));
+        head.extensions.insert(caller);
+        let service = head.uri.path().strip_prefix('/').and_then(|path| path.split('/').next());
+        let Some((_, route)) = self.routes.iter().find(|(name, _)| Some(*name) == service) else {
+            return Ok(Status::unimplemented("there is no such service").into_http());
+        };
+        let response = route(Request::from_parts(head, body)).await?;
+        Ok(limits::in_our_words(response))
+    }
+}
+
+fn route<S>(service: S) -> (&'static str, Route)
+where
+    S: NamedService + Clone + Send + Sync + 'static,
+    S: Service<Request<Body>, Future = BoxFuture<Response<Body>, Infallible>>,
+{
+    (S::NAME, Box::new(move |request| service.clone().call(request)))
 }

@@ -17,7 +17,7 @@ use crate::signer::{Bytes, Call, JwtBody, Key, SignError, Signed, Signer};
 pub(super) struct Asked<T> {
     pub(super) message: T,
     rpc: &'static str,
-    caller: Caller,
+    caller: Arc<Caller>,
     deadline: Instant,
 }
 
@@ -32,7 +32,7 @@ impl<T: Message> Asked<T> {
     /// Takes the peer, the deadline and the message from a request.
     pub(super) fn new(rpc: &'static str, request: Request<T>) -> Result<Self, Status> {
         let deadline = deadline(request.metadata());
-        let caller = caller(&request)?.clone();
+        let caller = Arc::clone(caller(&request)?);
         Ok(Self { message: request.into_inner(), rpc, caller, deadline })
     }
 
@@ -71,14 +71,14 @@ impl<T: Message> Asked<T> {
         within(self.deadline, signer.account(self.call(read(&self.message)))).await
     }
 
-    const fn call<'a>(&'a self, account: &'a str) -> Call<'a> {
+    fn call<'a>(&'a self, account: &'a str) -> Call<'a> {
         Call { caller: &self.caller, rpc: self.rpc, account, deadline: self.deadline }
     }
 }
 
 /// Who asks, by the connection.
-pub(super) fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
-    let caller = request.extensions().get::<Caller>();
+pub(super) fn caller<T>(request: &Request<T>) -> Result<&Arc<Caller>, Status> {
+    let caller = request.extensions().get::<Arc<Caller>>();
     caller.ok_or_else(|| Status::internal("the connection does not say whose it is"))
 }
 

@@ -1,7 +1,7 @@
 //! The audit log's file: whole lines, chained, appended to and never rewritten.
 
 use std::cmp::Ordering;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -18,13 +18,17 @@ pub(super) struct LogFile {
     path: PathBuf,
     rotation: Rotation,
     file: Flock<File>,
+    /// Which file this is: its device and inode.
+    inode: (u64, u64),
     head: Head,
     /// Where the head is noted: how far the log went, should it be gone at the next start.
     noted: File,
     /// Where the last whole line that was written ends.
     length: u64,
-    /// Lines that could not be written yet.
+    /// Lines that were not written yet.
     pending: Vec<u8>,
+    /// The number of the last line that was.
+    written: u64,
 }
 
 /// Whether there was anything to write.
@@ -106,16 +110,17 @@ impl LogFile {
         let is_behind = |note: &Head| note.seq > found.seq || (note.seq == found.seq && note.hash != found.hash);
         let gap = note.as_ref().is_some_and(is_behind).then_some(Gap { event: "gap", found: found.seq });
         let head = note.filter(|_| gap.is_some()).unwrap_or(found);
-        let length = end.length;
-        let mut log = Self { path: path.to_owned(), rotation, file, head, noted, length, pending: Vec::new() };
+        let inode = inode(&file.metadata().map_err(io)?);
+        let (path, length, written) = (path.to_owned(), end.length, head.seq);
+        let mut log = Self { path, rotation, file, inode, head, noted, length, pending: Vec::new(), written };
         if let Some(gap) = gap {
-            tracing::error!(path = %path.display(), found = gap.found, written = log.head.seq, "the audit log does not end where it was ended: it was moved away, cut or removed; the chain goes on");
-            log.append(std::iter::once(&gap)).map_err(io)?;
+            tracing::error!(path = %log.path.display(), found = gap.found, written = log.head.seq, "the audit log does not end where it was ended: it was moved away, cut or removed; the chain goes on");
+            log.add(&gap).and_then(|_number| log.write()).map_err(io)?;
         }
         if !end.torn.is_empty() {
-            tracing::warn!(path = %path.display(), "mended the audit log: its last line was torn by a crash");
+            tracing::warn!(path = %log.path.display(), "mended the audit log: its last line was torn by a crash");
             let mended = Mended { event: "mended", torn: String::from_utf8_lossy(&end.torn).into_owned() };
-            log.append(std::iter::once(&mended)).map_err(io)?;
+            log.add(&mended).and_then(|_number| log.write()).map_err(io)?;
         }
         Ok(log)
     }
@@ -124,22 +129,21 @@ impl LogFile {
         &self.path
     }
 
-    /// Appends records in one write. What can't be written now is kept, and goes out first with the next call.
-    pub(super) fn append<'a, T: Serialize + 'a>(
-        &mut self,
-        records: impl IntoIterator<Item = &'a T>,
-    ) -> io::Result<Written> {
-        for record in records {
-            self.head.append(record, &mut self.pending)?;
-        }
+    /// Adds a record to what is to be written, and tells its number.
+    pub(super) fn add(&mut self, record: &impl Serialize) -> io::Result<u64> {
+        self.head.append(record, &mut self.pending)?;
+        Ok(self.head.seq)
+    }
+
+    /// Writes what was added, in one write. What can't be written now is kept, and goes out first with the next call.
+    pub(super) fn write(&mut self) -> io::Result<Written> {
         if self.pending.is_empty() {
             return Ok(Written::Nothing);
         }
         if self.length > 0 && self.length + self.pending.len() as u64 > self.rotation.max_size {
             self.rotate();
         }
-        self.follow_rotation()?;
-        match self.file.metadata()?.len().cmp(&self.length) {
+        match self.length_now()?.cmp(&self.length) {
             Ordering::Equal => {}
             // Half a line of an earlier attempt stands there: what counts ends at `length`.
             Ordering::Greater => self.file.set_len(self.length)?,
@@ -148,12 +152,18 @@ impl LogFile {
         self.file.write_all_at(&self.pending, self.length)?;
         self.length += self.pending.len() as u64;
         self.pending.clear();
+        self.written = self.head.seq;
         Ok(Written::Something)
     }
 
-    /// Whether to append may be to rotate, or to catch up with what could not be written.
-    pub(super) fn may_take_long(&self) -> bool {
-        !self.pending.is_empty() || self.length + LONGEST_LINE > self.rotation.max_size
+    /// Whether the record of this number was written.
+    pub(super) const fn has(&self, number: u64) -> bool {
+        self.written >= number
+    }
+
+    /// Whether to write one record more may be to rotate.
+    pub(super) fn may_rotate(&self) -> bool {
+        self.length + self.pending.len() as u64 + LONGEST_LINE > self.rotation.max_size
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
@@ -181,7 +191,7 @@ impl LogFile {
             Ok(()) => {
                 tracing::info!(path = %self.path.display(), "rotated the audit log");
                 // What fails here fails again with the next record, which is then not written.
-                let _ = self.follow_rotation();
+                let _ = self.length_now();
             }
             Err(error) => {
                 tracing::error!(%error, path = %self.path.display(), "can't rotate the audit log: it grows");
@@ -189,27 +199,29 @@ impl LogFile {
         }
     }
 
-    /// Where the file was renamed or removed, begins a new one at the path; the chain goes on.
-    fn follow_rotation(&mut self) -> io::Result<()> {
-        let own = self.file.metadata()?;
-        let same = |there: &std::fs::Metadata| (there.dev(), there.ino()) == (own.dev(), own.ino());
+    /// The length of the file. Where it was renamed or removed, begins a new one at the path; the chain goes on.
+    fn length_now(&mut self) -> io::Result<u64> {
         match std::fs::symlink_metadata(&self.path) {
-            Ok(there) if same(&there) => return Ok(()),
+            Ok(there) if inode(&there) == self.inode => return Ok(there.len()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         self.file.sync_data()?;
         let file = lock(&self.path).map_err(io::Error::other)?;
-        if file.metadata()?.len() != 0 {
+        let metadata = file.metadata()?;
+        if metadata.len() != 0 {
             return Err(io::Error::other("another file stands in the audit log's place, and it is not empty"));
         }
         // The names too must outlast a power cut.
         File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
-        self.file = file;
-        self.length = 0;
-        Ok(())
+        (self.file, self.inode, self.length) = (file, inode(&metadata), 0);
+        Ok(0)
     }
+}
+
+fn inode(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// The end of a log.

@@ -1,19 +1,19 @@
-//! How a record comes into the log: where it is finished, unless that could take long. While others wait, while the log is
-//! being synced and where each record must be, a thread writes, all that wait together at once; and what is refused again and
-//! again as one line.
+//! How a record comes into the log: where it is finished, with those that others finish at the same time, unless that could
+//! take long. While others wait, while the log is being synced and where each record must be, a thread writes, all that
+//! wait together at once; and what is refused again and again as one line.
 
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::super::metrics::Requests;
 use super::log::{LogFile, OpenError, Written};
-use super::refusals::{Refusals, Shared, Together};
+use super::refusals::{Refusals, Shared};
 use super::{Entry, UNWRITABLE};
 use crate::audit::{Fsync, Rotation};
 
@@ -48,8 +48,8 @@ struct OpenLog {
 
 #[derive(Debug)]
 enum Message {
-    /// To be written; whoever waits is told whether it was.
-    Entry(Box<Entry>, Option<oneshot::Sender<bool>>),
+    /// To be written, where it was not added to what is; whoever waits is told whether it was.
+    Entry { entry: Box<Entry>, added: bool, reply: Option<oneshot::Sender<bool>> },
     /// Begin a new file.
     Rotate,
     /// Sync what stands before this; whoever waits is told then.
@@ -98,22 +98,32 @@ impl Writer {
         self.send(Message::Flush(reply)) && flushed.recv_timeout(patience).is_ok()
     }
 
-    /// Writes a record. False where it could not be written yet.
+    /// Writes a record, together with those that others finish meanwhile. False where it could not be written yet.
     pub(super) async fn write(&self, entry: Box<Entry>) -> bool {
         if let Some(line) = self.write_with_others(&entry) {
             return line.written().await;
         }
-        if let Some(written) = self.write_now(&entry) {
-            return written;
-        }
+        let (entry, added) = match self.add(entry) {
+            Ok(added) => {
+                others_first().await;
+                match added.write() {
+                    Ok(written) => return written,
+                    Err(entry) => (entry, true),
+                }
+            }
+            Err(entry) => (entry, false),
+        };
         let (reply, written) = oneshot::channel();
-        self.send(Message::Entry(entry, Some(reply))) && written.await.unwrap_or(false)
+        self.send(Message::Entry { entry, added, reply: Some(reply) }) && written.await.unwrap_or(false)
     }
 
     /// Writes a record that nobody waits for.
     pub(super) fn write_unheard(&self, entry: Box<Entry>) {
-        if self.write_with_others(&entry).is_none() && self.write_now(&entry).is_none() {
-            self.send(Message::Entry(entry, None));
+        if self.write_with_others(&entry).is_some() {
+            return;
+        }
+        if let Err(entry) = self.add(entry) {
+            self.send(Message::Entry { entry, added: false, reply: None });
         }
     }
 
@@ -130,32 +140,20 @@ impl Writer {
         Some(line)
     }
 
-    /// Whether a record could be written; none where that is for the thread.
-    fn write_now(&self, entry: &Entry) -> Option<bool> {
+    /// Adds a record to those that are written next; hands it back where that is for the thread.
+    fn add(&self, entry: Box<Entry>) -> Result<Added<'_>, Box<Entry>> {
         let log = &self.log;
         if log.fsync == Fsync::Always
             || log.waiting.load(Ordering::Acquire) > 0
             || !log.writable.load(Ordering::Acquire)
         {
-            return None;
+            return Err(entry);
         }
-        let mut open = match log.open.try_lock() {
-            Ok(open) => open,
-            Err(TryLockError::Poisoned(open)) => open.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        if open.file.may_take_long() {
-            return None;
+        let Some(mut open) = log.try_lock().filter(|open| !open.file.may_rotate()) else { return Err(entry) };
+        match open.file.add(&*entry) {
+            Ok(number) => Ok(Added { writer: self, number, entry: Some(entry) }),
+            Err(_unwritable) => Err(entry),
         }
-        let was_synced = open.unsynced.is_none();
-        let appended = open.append(std::iter::once(entry), log.fsync);
-        let written = log.tell(&open, &appended);
-        log.count(entry, written);
-        if !written || (was_synced && open.unsynced.is_some()) {
-            drop(open);
-            self.send(Message::Look);
-        }
-        Some(written)
     }
 
     /// False where nobody writes any more.
@@ -169,10 +167,62 @@ impl Writer {
     }
 }
 
+/// A record that is to be written, at the latest when this is dropped: whoever waits for it may go away.
+struct Added<'a> {
+    writer: &'a Writer,
+    number: u64,
+    entry: Option<Box<Entry>>,
+}
+
+impl Added<'_> {
+    /// Whether it could be written; the record where that is for the thread.
+    fn write(mut self) -> Result<bool, Box<Entry>> {
+        let Some(entry) = self.entry.take() else { return Ok(true) };
+        let Self { writer, number, .. } = self;
+        let log = &writer.log;
+        let Some(mut open) = log.try_lock() else { return Err(entry) };
+        let mut written = open.file.has(number);
+        if !written {
+            let was_synced = open.unsynced.is_none();
+            let outcome = open.write(log.fsync);
+            written = log.tell(&open, &outcome);
+            if !written || (was_synced && open.unsynced.is_some()) {
+                drop(open);
+                writer.send(Message::Look);
+            }
+        }
+        log.count(&entry, written);
+        Ok(written)
+    }
+}
+
+impl Drop for Added<'_> {
+    fn drop(&mut self) {
+        let Self { writer, number, .. } = *self;
+        let Some(entry) = self.entry.take() else { return };
+        if let Err(entry) = (Added { writer, number, entry: Some(entry) }.write()) {
+            writer.send(Message::Entry { entry, added: true, reply: None });
+        }
+    }
+}
+
+/// Lets whoever else is about to run do so.
+async fn others_first() {
+    let mut waited = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 impl OpenLog {
-    /// Appends records, or keeps them until they can be.
-    fn append<'a, T: Serialize + 'a>(&mut self, records: impl Iterator<Item = &'a T>, fsync: Fsync) -> io::Result<()> {
-        if self.file.append(records)? == Written::Something && fsync != Fsync::Never {
+    /// Writes what was added, or keeps it until that is possible.
+    fn write(&mut self, fsync: Fsync) -> io::Result<()> {
+        if self.file.write()? == Written::Something && fsync != Fsync::Never {
             self.unsynced.get_or_insert_with(Instant::now);
         }
         Ok(())
@@ -211,6 +261,14 @@ impl Log {
             _ => {}
         }
         written.is_ok()
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, OpenLog>> {
+        match self.open.try_lock() {
+            Ok(open) => Some(open),
+            Err(TryLockError::Poisoned(open)) => Some(open.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenLog> {
@@ -265,23 +323,21 @@ impl Thread {
         if batch.iter().any(|message| matches!(message, Message::Rotate)) {
             open.file.rotate();
         }
-        let entries = batch.iter().filter_map(|message| match message {
-            Message::Entry(entry, _) => Some(entry.as_ref()),
-            _ => None,
+        let added = batch.iter().try_for_each(|message| match message {
+            Message::Entry { entry, added: false, .. } => open.file.add(entry).map(drop),
+            _ => Ok(()),
         });
+        let added = refused.as_ref().map_or(Ok(()), |refused| open.file.add(&refused.line()).map(drop)).and(added);
         let fsync = self.log.fsync;
-        let appended = open.append(entries, fsync);
-        // Whatever came of those: what can't be written yet is kept.
-        let together = open.append(refused.as_ref().map(Together::line).iter(), fsync);
-        let appended = appended.and(together).and_then(|()| open.sync_where_due(fsync));
-        let written = self.log.tell(&open, &appended);
+        let outcome = open.write(fsync).and(added).and_then(|()| open.sync_where_due(fsync));
+        let written = self.log.tell(&open, &outcome);
         self.log.waiting.fetch_sub(batch.len(), Ordering::AcqRel);
         if let Some(refused) = refused {
             refused.tell(written);
         }
         for message in batch {
             match message {
-                Message::Entry(entry, reply) => {
+                Message::Entry { entry, reply, .. } => {
                     self.log.count(&entry, written);
                     reply.map(|reply| reply.send(written));
                 }
