@@ -23,7 +23,7 @@ use toml::Spanned;
 
 use crate::access::{AccountEmail, Policy};
 pub use crate::audit::{Fsync, Rotation};
-use crate::device::DeviceConfig;
+use crate::device::{DeviceConfig, DeviceKind};
 use crate::file::StateDir;
 use crate::key::KeyId;
 use crate::trust::{self, Untrusted};
@@ -88,8 +88,8 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`] names the file, the line and the field, and says what to do.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let (path, text) = read(path)?;
+    pub fn load(named: &Path) -> Result<Self, ConfigError> {
+        let (path, text) = read(named)?;
         let source = Source { path: &path, text: &text };
         let mut written: File = source.parse()?;
         let folder = path.parent().unwrap_or(Path::new("/"));
@@ -102,7 +102,7 @@ impl Config {
         let exchanges = exchange::compile(source, folder, &mut written.account)?;
         let accounts = rules::accounts(source, written.account)?;
         let rules = rules::compile(source, &accounts, written.allow)?;
-        Ok(Self {
+        let config = Self {
             listen: Listen::new(source, folder, written.listen)?,
             devices: devices::compile(source, folders, &state_dir, written.device)?,
             policy: Policy::new(accounts, rules),
@@ -113,7 +113,9 @@ impl Config {
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
             state_dir,
             path,
-        })
+        };
+        config.stands_apart(named)?;
+        Ok(config)
     }
 
     /// Reads only where the daemon listens: what a client may know that can't look at devices and secrets.
@@ -125,6 +127,32 @@ impl Config {
         let source = Source { path: &path, text: &text };
         let written: File = source.parse()?;
         Listen::new(source, path.parent().unwrap_or(Path::new("/")), written.listen)
+    }
+
+    /// The folders that the daemon writes to.
+    #[must_use]
+    pub fn written(&self) -> [&Path; 3] {
+        let [audit, grpc] = [&self.audit.path, &self.listen.grpc].map(|file| file.parent().unwrap_or(Path::new("/")));
+        [&self.state_dir, audit, grpc]
+    }
+
+    /// Refuses what a daemon that was taken over could change, and have its launcher start, which is not confined.
+    fn stands_apart(&self, named: &Path) -> Result<(), ConfigError> {
+        let modules = self.devices.iter().filter_map(|device| match &device.kind {
+            DeviceKind::Pkcs11(pkcs11) => Some(pkcs11.module.as_path()),
+            DeviceKind::Tpm(_) => None,
+        });
+        for file in [named, &self.path].into_iter().chain(modules) {
+            if let Some(folder) = self.written().into_iter().find(|folder| lies_in(file, folder)) {
+                return Err(ConfigError {
+                    path: self.path.clone(),
+                    what: format!("{} lies in {}, which signetd itself may write", file.display(), folder.display()),
+                    remedy: "give state_dir, and the files of listen.grpc and audit.path, folders of their own"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The device of a name.
@@ -212,6 +240,13 @@ fn read(path: &Path) -> Result<(PathBuf, String), ConfigError> {
     let text = fs::read_to_string(&path)
         .map_err(|error| unusable(error.to_string(), "make it a UTF-8 text that this user can read"))?;
     Ok((path, text))
+}
+
+/// Whether a file, or the link that leads to it, stands in a folder or below.
+fn lies_in(file: &Path, folder: &Path) -> bool {
+    let Ok(folder) = fs::canonicalize(folder) else { return false };
+    let link = std::path::absolute(file).ok().and_then(|file| fs::canonicalize(file.parent()?).ok());
+    [fs::canonicalize(file).ok(), link].iter().flatten().any(|place| place.starts_with(&folder))
 }
 
 /// The state folder may be another user's, the daemon's: whoever writes there must be that user (see `signetctl`). There may

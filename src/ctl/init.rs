@@ -62,7 +62,7 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     let device = Device::choose(&options, folder)?;
     make_folder(folder)?;
     let pin_file = folder.join(device.pin_file());
-    let (mut made, mut made_state) = (Vec::new(), None);
+    let (mut made, mut made_folders) = (Vec::new(), Vec::new());
     let written = (|| {
         if device::secret_file(&pin_file)? {
             made.push(pin_file.clone());
@@ -73,10 +73,14 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
                 made.push(path);
             }
         }
-        let state_dir = folder.join(layout(folder).0);
-        let new = !state_dir.exists();
-        make_folder(&state_dir)?;
-        made_state = new.then_some(state_dir);
+        let (state_dir, socket) = layout(folder);
+        // The system's folder for sockets is systemd's to make.
+        for place in std::iter::once(state_dir).chain(Path::new(socket).is_relative().then_some(SOCKET_FOLDER)) {
+            let place = folder.join(place);
+            let new = !place.exists();
+            make_folder(&place)?;
+            made_folders.extend(new.then_some(place));
+        }
         let text = configuration(&options, &device, folder, allow_user.as_deref());
         write_new(&config, &text)?;
         made.push(config.clone());
@@ -85,7 +89,7 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     if let Err(failure) = written {
         // A half set-up would keep the next try from starting. But a token that was begun has its PINs.
         if !device::so_pin_file(&pin_file, device.name()).exists() {
-            remove(made, made_state);
+            remove(made, made_folders);
         }
         return Err(failure);
     }
@@ -104,15 +108,15 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes back what was written, and the state folder where it was made for this.
-fn remove(made: Vec<PathBuf>, state_dir: Option<PathBuf>) {
+/// Takes back what was written, and the folders that were made for this.
+fn remove(made: Vec<PathBuf>, made_folders: Vec<PathBuf>) {
     for path in made {
         let _ = fs::remove_file(path);
     }
-    if let Some(state_dir) = state_dir {
-        let _ = fs::remove_file(StateDir::new(state_dir.clone()).lock());
+    for folder in made_folders {
+        let _ = fs::remove_file(StateDir::new(folder.clone()).lock());
         // Not what is not empty: that is somebody's.
-        let _ = fs::remove_dir(state_dir);
+        let _ = fs::remove_dir(folder);
     }
 }
 
@@ -248,7 +252,7 @@ fn layout(folder: &Path) -> (&'static str, &'static str) {
     if folder == Path::new("/etc/signet") {
         ("/var/lib/signet", "/run/signet/signet.sock")
     } else {
-        ("state", "signet.sock")
+        ("state", "run/signet.sock")
     }
 }
 
@@ -278,6 +282,8 @@ fn write_new(path: &Path, contents: &str) -> Result<bool, Failure> {
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())).hint("check the space on its disk"))
 }
 
+/// Of a socket next to the configuration: signetd may write there, and must not where its configuration is.
+const SOCKET_FOLDER: &str = "run";
 const SOFTHSM_CONFIGURATION: &str = "softhsm2.conf";
 const SOFTHSM_TOKENS: &str = "tokens";
 const SOFTHSM_MODULES: [&str; 6] = [

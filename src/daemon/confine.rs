@@ -42,13 +42,12 @@ pub(super) fn is_alone(config: &Config) -> bool {
 }
 
 fn files(config: &Config) -> Files<PathBuf> {
-    let folder = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
-    let configuration = if is_alone(config) { config.path.clone() } else { folder(&config.path) };
+    let folder = config.path.parent().unwrap_or(Path::new("/"));
+    let configuration = if is_alone(config) { &config.path } else { folder }.to_owned();
     let network = !config.exchanges.is_empty();
     let resolver = network.then(resolver).into_iter().flatten();
     let read = NAMES.iter().map(PathBuf::from).chain([configuration]).chain(resolver).collect();
-    let write = vec![config.state_dir.to_path_buf(), folder(&config.audit.path), folder(&config.listen.grpc)];
-    Files { read, write, network }
+    Files { read, write: config.written().map(Path::to_owned).into(), network }
 }
 
 /// What it takes to find a token endpoint's address, for those who opted in. resolv.conf is often a link into a folder where
@@ -75,7 +74,7 @@ fn secrets(config: &Config) -> Vec<&Path> {
 
 fn tell_secrets_within_reach(config: &Config) {
     for secret in secrets(config) {
-        for folder in files(config).write.iter().filter(|folder| lies_in(secret, folder)) {
+        for folder in config.written().into_iter().filter(|folder| lies_in(secret, folder)) {
             tracing::warn!(secret = %secret.display(), folder = %folder.display(), "signetd itself needs this folder, so it could read the secret in it: keep it elsewhere");
         }
     }

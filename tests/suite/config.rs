@@ -145,7 +145,7 @@ fn everything_that_is_written_arrives() {
     let text = folder.text()
         .replace("token = \"signet\"", "token = \"serial:0a1b\"\nsessions = 7\nallow_final_pin_try = true\nqueue = 9\ncall_limit = \"1500ms\"\nenvironment = { A = \"b\" }")
         .replace("users = [\"root\"]", "users = [\"root\", 1234]\ngroups = [\"root\", \"77\"]\naudiences = [\"https://*\"]\nscopes = [\"s\"]\nclaims = { role = [\"a*\"], admin = [false, 1] }\nblob_prefixes = [\"GOOG4-RSA-SHA256\\n\"]\nmax_lifetime = \"30m\"")
-        .replace("[[account]]", "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path=/x\"\nsession = \"plain\"\n\n[listen]\ngrpc = \"s.sock\"\nmode = \"0600\"\ngroup = 0\n\n[audit]\npath = \"a.log\"\nfsync = \"always\"\n\n[[account]]\nproject_id = \"project\"\ndefault = true")
+        .replace("[[account]]", "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path=/x\"\nsession = \"plain\"\n\n[listen]\ngrpc = \"run/s.sock\"\nmode = \"0600\"\ngroup = 0\n\n[audit]\npath = \"log/a.log\"\nfsync = \"always\"\n\n[[account]]\nproject_id = \"project\"\ndefault = true")
         .replace("state_dir = \"state\"", "state_dir = \"state\"\nmax_client_cache_time = \"1h\"");
     fs::create_dir_all(folder.path("state/devices")).unwrap();
     folder.write("state/devices/tpm.json", 0o644, r#"{"handle":2164260864,"name":"000b00"}"#);
@@ -273,7 +273,7 @@ fn units_executables_and_rates_are_what_the_file_says() {
 #[test]
 fn a_socket_path_of_107_bytes() {
     let folder = Folder::new();
-    let listen = format!("[listen]\ngrpc = \"/{}\"\n[[device]]", "s".repeat(106));
+    let listen = format!("[listen]\ngrpc = \"/s/{}\"\n[[device]]", "s".repeat(104));
     folder.load(&folder.text().replacen("[[device]]", &listen, 1)).unwrap();
 }
 
@@ -355,6 +355,29 @@ fn t13_state_folder_in_a_folder_writable_by_others() {
     folder.load(&text).unwrap();
     folder.chmod("shared", 0o757);
     assert_says(&folder.refusal(), &["/shared can be written by everybody", "try: chmod go-w /"]);
+}
+
+/// Nor may the daemon itself, were it taken over: its launcher starts what stands there.
+#[test]
+fn t13_configuration_or_module_in_a_folder_that_the_daemon_writes_to() {
+    let listening = |folder: &Folder, grpc: &str| format!("{}[listen]\ngrpc = \"{grpc}\"\n", folder.text());
+    let folder = Folder::new();
+    fs::create_dir(folder.path("run")).unwrap();
+    folder.load(&listening(&folder, "run/signet.sock")).unwrap();
+    folder.write("signet.toml", 0o644, &listening(&folder, "signet.sock"));
+    let remedy = "try: give state_dir, and the files of listen.grpc and audit.path, folders of their own";
+    assert_says(&folder.refusal(), &["signet.toml lies in ", "which signetd itself may write", remedy]);
+    folder.write("signet.toml", 0o644, &format!("{}[audit]\npath = \"audit.log\"\n", folder.text()));
+    assert_says(&folder.refusal(), &["signet.toml lies in ", remedy]);
+    // A link can be put elsewhere where it stands.
+    folder.write("signet.toml", 0o644, &listening(&folder, "run/signet.sock"));
+    symlink("../signet.toml", folder.path("run/link.toml")).unwrap();
+    let error = Config::load(&folder.path("run/link.toml")).expect_err("refused").to_string();
+    assert!(error.contains("run/link.toml lies in ") && error.contains("/run, which signetd itself may"), "{error}");
+    fs::create_dir(folder.path("state")).unwrap();
+    folder.write("state/module.so", 0o644, "");
+    folder.write("signet.toml", 0o644, &folder.text().replace("/module.so", "/state/module.so"));
+    assert_says(&folder.refusal(), &["/state/module.so lies in ", "/state, which signetd itself may write"]);
 }
 
 #[test]

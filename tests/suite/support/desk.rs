@@ -26,7 +26,7 @@ impl Desk {
         let account = format!("[[account]]\nemail = \"{ACCOUNT}\"\n");
         desk.write(
             "signet.toml",
-            format!("state_dir = \"state\"\n[listen]\ngrpc = \"signet.sock\"\n{devices}\n{account}").as_bytes(),
+            format!("state_dir = \"state\"\n[listen]\ngrpc = \"run/signet.sock\"\n{devices}\n{account}").as_bytes(),
         );
         fs::create_dir(desk.state()).unwrap();
         fs::set_permissions(desk.state(), fs::Permissions::from_mode(0o700)).unwrap();
