@@ -24,6 +24,7 @@ use crate::front::grpc::{self, Readiness};
 use crate::front::http;
 use crate::front::listen::{BindError, Listener};
 use crate::keyring::KeyringError;
+use crate::log;
 use crate::signer::{Audit, Cache, Devices, Exchanges, LiveKeyring, OpenError, Signer, TokenEndpoint};
 pub use confine::confine;
 use supervisor::Sockets;
@@ -67,6 +68,7 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     let exchanges = exchanges(&config)?;
     // Before there are other threads: those that exist are not bound.
     confine(&config);
+    log::detach()?;
     let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let prepared = Prepared { sockets, exchanges, audit: audit.clone() };

@@ -14,6 +14,7 @@ pub mod front;
 pub mod jwt;
 pub mod key;
 pub mod keyring;
+pub mod log;
 mod readable;
 pub mod sandbox;
 pub mod signer;

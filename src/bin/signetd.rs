@@ -1,9 +1,10 @@
 //! The Signet daemon: arguments -> configuration -> [`signet::daemon`] -> exit code.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal as _, Write};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -11,6 +12,7 @@ use nix::sys::stat::{Mode, umask};
 use signet::config::{Config, ConfigError};
 use signet::daemon;
 use signet::device::guard_memory;
+use signet::log::{self, StandardError};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -56,9 +58,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments) {
+    let ended = run(&arguments);
+    let is_read = log::flush(LAST_LINES);
+    match ended {
         Ok(code) => code,
-        Err(error) => {
+        Err(error) if is_read => {
             eprintln!("error: {error:#}");
             if let Some(remedy) = daemon::remedy(&error) {
                 eprintln!("try: {remedy}");
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
             // As signetctl has it: bad input is no failure.
             if error.is::<ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
+        Err(_nobody_reads_it) => ExitCode::FAILURE,
     }
 }
 
@@ -101,7 +106,7 @@ fn log_to_stderr(arguments: &Arguments) -> anyhow::Result<()> {
     let directives = level.map_or_else(|_directives| arguments.log.clone(), |level| format!("warn,signet={level}"));
     let filter: Targets = directives.parse().with_context(|| format!("--log {}", arguments.log))?;
     let ansi = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt::layer().with_writer(move || Escaped { ansi }).with_ansi(ansi);
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || StandardError { ansi }).with_ansi(ansi);
     let log = tracing_subscriber::registry().with(filter);
     match arguments.log_format {
         LogFormat::Json => log.with(lines.json()).init(),
@@ -110,52 +115,5 @@ fn log_to_stderr(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Standard error, without the control characters that a text from elsewhere might bring: a line is a line.
-struct Escaped {
-    /// Whether colours are ours: then tracing-subscriber escapes those of others.
-    ansi: bool,
-}
-
-impl Write for Escaped {
-    /// Takes one event, which ends with its newline.
-    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
-        std::io::stderr().lock().write_all(&escaped(event, self.ansi))?;
-        Ok(event.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn escaped(event: &[u8], ansi: bool) -> Vec<u8> {
-    let line = event.strip_suffix(b"\n").unwrap_or(event);
-    let mut escaped = Vec::with_capacity(event.len());
-    for byte in line {
-        if byte.is_ascii_control() && !(ansi && *byte == b'\x1b') {
-            escaped.extend(byte.escape_ascii());
-        } else {
-            escaped.push(*byte);
-        }
-    }
-    escaped.push(b'\n');
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_text_from_elsewhere_forges_no_line() {
-        let event = b"INFO took account=a\r\n2026 ERROR forged \x1b[31m\0\n";
-        assert_eq!(
-            escaped(event, false),
-            br"INFO took account=a\r\n2026 ERROR forged \x1b[31m\x00"[..]
-                .iter()
-                .chain(b"\n")
-                .copied()
-                .collect::<Vec<_>>()
-        );
-    }
-}
+/// How long whoever reads the log may take for its last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);

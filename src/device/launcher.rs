@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::process::keep_signals_for_the_daemon;
 use super::{DeviceConfig, DeviceKind, QUIET_TSS, wire};
 use crate::key::KeyId;
+use crate::log;
 
 /// The daemon's end: the launcher ends when this is dropped, and its device processes with it.
 #[derive(Debug)]
@@ -103,7 +104,7 @@ pub fn run(
     arguments: Vec<OsString>,
     reread: impl Fn(&Path) -> Result<Vec<DeviceConfig>, String>,
 ) -> u8 {
-    let launched = keep_signals_for_the_daemon().and_then(|()| {
+    let launched = keep_signals_for_the_daemon().and_then(|()| log::detach()).and_then(|()| {
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         let (devices, children) = (Vec::new(), HashMap::new());
         let file = PathBuf::new();

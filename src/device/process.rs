@@ -19,6 +19,7 @@ use nix::sys::socket::MsgFlags;
 
 use super::wire::{self, Answer, Job, Report, Work};
 use super::{Device, DeviceConfig, DeviceError, DeviceKind, Opened, latch};
+use crate::log;
 use crate::sandbox::{self, Files, Kept, SandboxError};
 
 /// Runs the device process on the socket that stands at standard input, until the daemon closes it. Returns the exit code.
@@ -52,6 +53,7 @@ fn serve(told: Option<DeviceConfig>, open: impl Fn(&DeviceConfig) -> Result<Open
         shared.send(&Report::Refused(DeviceError::Misconfigured(open)));
         return Ok(());
     }
+    log::detach()?;
     // Watched from now on: a module may hang while it opens, and the process must end with its pipe nevertheless.
     let watched = Arc::clone(&shared);
     spawn("pipe", move || watched.end_with_pipe())?;
@@ -211,6 +213,7 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
 /// operator. `exit` would run the destructors of a module in which other threads may be working.
 fn end() -> ! {
     latch::settle();
+    log::flush(A_MOMENT);
     let _ = raise(Signal::SIGKILL);
     std::process::abort()
 }
@@ -220,6 +223,8 @@ const LIBRARIES: [&str; 7] = ["/usr/lib", "/usr/local/lib", "/usr/lib64", "/lib"
 /// How often a passing condition is tried again, and after what pause.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(5);
+/// For the last lines of the log, if somebody reads them.
+const A_MOMENT: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

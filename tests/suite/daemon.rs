@@ -1,9 +1,11 @@
 //! The daemon from outside: its rpcs, its answers, its socket, its life.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
-use std::os::unix::net::UnixListener;
-use std::time::{Duration, SystemTime};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -392,4 +394,39 @@ async fn at_the_limit_of_open_files_the_daemon_waits_and_then_serves() {
     limit("512");
     daemon.client().get_public_certificates(request).await.unwrap();
     drop(waiting);
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nothing_and_tells_what_was_lost() {
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    daemon.log_level = "signet=debug,h2=trace";
+    for is_read_at_last in [true, false] {
+        let mut unread = daemon.command().stderr(Stdio::piped()).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(30);
+        while UnixStream::connect(daemon.socket()).is_err() {
+            assert!(Instant::now() < until && unread.try_wait().unwrap().is_none(), "it does not serve");
+            tokio::task::yield_now().await;
+        }
+        let mut client = daemon.client();
+        for _ in 0..1000 {
+            let answer = tokio::time::timeout(Duration::from_secs(10), client.sign_blob(payload(b"message"))).await;
+            assert_eq!(reason(&answer.expect("it is held up").unwrap_err()), "NO_ACTIVE_KEY");
+        }
+        let mut log = BufReader::new(unread.stderr.take().unwrap());
+        if is_read_at_last {
+            let mut line = String::new();
+            while !line.contains("lines of the log are lost") {
+                line.clear();
+                assert_ne!(log.read_line(&mut line).unwrap(), 0, "nothing is said to be lost");
+            }
+            let lost: u64 = line.trim_end().rsplit_once("lines=").unwrap().1.parse().unwrap();
+            assert!(lost > 0);
+        }
+        let pid = nix::unistd::Pid::from_raw(unread.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+        if is_read_at_last {
+            assert!(log.lines().any(|line| line.unwrap().contains("stopping")), "it tells no more");
+        }
+        assert!(unread.wait().unwrap().success());
+    }
 }
