@@ -241,7 +241,7 @@ fn configuration(options: &Options, device: &Device, folder: &Path, allow_user: 
         ),
     };
     format!(
-        "# Signet's configuration, written by signetctl init. Relative paths are relative to this file's folder.\n# Check it with: signetctl config check\nstate_dir = {}\n\n[listen]\ngrpc = {}\n# group = \"signet\"    # who may connect, besides the daemon's own user\n# mode = \"0660\"\n\n{device}\n{account}\n# Nothing is allowed without a rule. Rules add up; each must allow a request by itself.\n{rule}",
+        "# Signet's configuration, written by signetctl init. Relative paths are relative to this file's folder.\n# Check it with: signetctl config check\nstate_dir = {}\n\n[listen]\ngrpc = {}\n# group = \"signet\"    # who may connect, besides the daemon's own user\n# mode = \"0660\"\n# http = \"127.0.0.1:8980\"    # for Google's client libraries and gcloud\n\n{device}\n{account}\n# Nothing is allowed without a rule. Rules add up; each must allow a request by itself.\n{rule}",
         quoted(&state_dir),
         quoted(&socket),
     )

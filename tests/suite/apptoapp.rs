@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use tonic_health::ServingStatus;
 
 use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::eventually;
 use crate::support::http::send;
+use crate::support::languages;
 use crate::support::softhsm::SoftHsm;
-use crate::support::{eventually, skip};
 
 const STRANGER: &str = "stranger@project.example";
 const AUDIENCE: &str = "https://api.example";
@@ -42,15 +43,13 @@ fn curl(url: &str, bearer: &str) -> Value {
 }
 
 fn examples() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/app-to-app")
+    languages::root("examples/app-to-app")
 }
 
 /// How to start the Client App and the API App of each language that is there.
-fn languages(folder: &Path) -> Vec<(&'static str, [Command; 2])> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+fn all_languages(folder: &Path) -> Vec<(&'static str, [Command; 2])> {
     let mut found = Vec::new();
-    let python = root.join("target/verifiers/bin/python");
-    if python.exists() {
+    if let Some(python) = languages::python() {
         found.push((
             "python",
             ["client.py", "api.py"].map(|name| {
@@ -59,30 +58,19 @@ fn languages(folder: &Path) -> Vec<(&'static str, [Command; 2])> {
                 command
             }),
         ));
-    } else {
-        skip("target/verifiers (run scripts/deps)", "python3-venv");
     }
-    let mut build = Command::new("go");
-    build.args(["build", "-mod=readonly", "-o"]).arg(folder).arg("./...").current_dir(examples().join("go"));
-    match build.output() {
-        Ok(built) => {
-            assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-            found.push(("go", ["client", "api"].map(|name| Command::new(folder.join(name)))));
-        }
-        Err(_) => skip("Go 1.24 or newer (https://go.dev/dl)", "golang-go, where it is new enough"),
+    if languages::go("examples/app-to-app/go", folder).is_some() {
+        found.push(("go", ["client", "api"].map(|name| Command::new(folder.join(name)))));
     }
-    let libraries = root.join("target/examples/java");
-    if libraries.exists() {
+    if let Some(libraries) = languages::java() {
         found.push((
             "java",
             ["ClientApp.java", "ApiApp.java"].map(|name| {
                 let mut command = Command::new("java");
-                command.arg("-cp").arg(libraries.join("*")).arg(examples().join("java").join(name));
+                command.arg("-cp").arg(&libraries).arg(examples().join("java").join(name));
                 command
             }),
         ));
-    } else {
-        skip("target/examples/java (run scripts/deps)", "default-jdk-headless maven");
     }
     found
 }
@@ -102,9 +90,7 @@ async fn who_proves_who_he_is_is_let_in_and_nobody_else_also_over_a_change_of_ke
     let path = |name: &str| daemon.folder().join(name);
 
     let (mut clients, mut apis) = (Vec::new(), Vec::new());
-    let built = path("go");
-    fs::create_dir(&built).unwrap();
-    for (language, [mut client, api]) in languages(&built) {
+    for (language, [mut client, api]) in all_languages(&path("go")) {
         client.env("GCE_METADATA_HOST", address.to_string());
         let access = path(&format!("access-{language}"));
         let api = App::start(api, &["0", AUDIENCE, access.to_str().unwrap()]);

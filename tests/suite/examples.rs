@@ -2,15 +2,16 @@
 //! API that believes the account's certificate and nothing else.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 use tonic_health::ServingStatus;
 
 use crate::support::daemon::{ACCOUNT, TestDaemon};
-use crate::support::skip;
+use crate::support::languages::{self, root};
 use crate::support::softhsm::SoftHsm;
+use crate::support::{skip, skip_optional};
 
 /// Not one of Google's: for those some libraries ask Google, in the background, where the account may be used.
 const EMAIL: &str = "svc@project.example";
@@ -31,38 +32,18 @@ impl Drop for Stand {
     }
 }
 
-fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-/// Whether a program runs; says so where it does not.
-fn is_there(program: &Path, arguments: &[&str], what: &str, package: &str) -> bool {
-    let runs = Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success());
-    if !runs {
-        skip(what, package);
-    }
-    runs
-}
-
 impl Stand {
     async fn new() -> Option<Self> {
-        let python = root("target/verifiers/bin/python");
-        if !is_there(
-            &python,
-            &["-c", "import google.cloud.storage"],
-            "target/verifiers (run scripts/deps)",
-            "python3-venv",
-        ) {
-            return None;
-        }
+        let python = languages::python()?;
         let token = SoftHsm::new()?;
-        let config = TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{}", token.toml())).replace(ACCOUNT, EMAIL);
+        let numbered = "[metadata]\n\"project/numeric-project-id\" = \"7\"\n";
+        let config = TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{numbered}{}", token.toml()));
+        let config = config.replace(ACCOUNT, EMAIL);
         let mut daemon = TestDaemon::prepare(&config);
         daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
         daemon.spawn();
         daemon.wait_for_health(ServingStatus::Serving).await;
-        // What signetctl reads is where it listens.
-        daemon.configure(&config.replace("127.0.0.1:0", &daemon.http().to_string()));
+        daemon.settle_http();
         let mut command = Command::new(python);
         command.arg(root("tests/clients/python/api.py")).arg(daemon.state().join("certificates/k.pem")).arg(EMAIL);
         let mut api = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -76,11 +57,7 @@ impl Stand {
 
     /// What a program prints that is led here as the README says, by `signetctl env` with these arguments.
     fn led(&self, env: &str, folder: &Path, program: &[&str]) -> String {
-        let script = format!("eval \"$(\"$0\" --config \"$1\" env {env})\" && shift && exec \"$@\"");
-        let mut command = Command::new("bash");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_signetctl")]).arg(self.daemon.config_file()).args(program);
-        command.current_dir(folder).env("CLOUDSDK_CONFIG", self.daemon.folder()).env_remove("SIGNET_CONFIG");
-        let output = command.output().unwrap();
+        let output = self.daemon.led(env, program).current_dir(folder).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program:?}: {stderr}\n{}", self.daemon.log());
         String::from_utf8(output.stdout).unwrap()
@@ -92,22 +69,28 @@ impl Stand {
         serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{program:?}: {error}: {printed}"))
     }
 
-    /// (a) unchanged, (b) a signed URL, (c) a JWT for one service: each by a program and the arguments that it wants first.
-    fn examples(&self, folder: &Path, [adc, signed_url, jwt]: [&[&str]; 3], endpoint: &str, rest: &[&str]) {
-        let url = format!("{}/v1/topics", self.url);
-        let claims = self.claims(folder, &[adc, &[&url]].concat());
+    /// (a) unchanged.
+    fn unchanged(&self, folder: &Path, program: &[&str]) {
+        let claims = self.claims(folder, &[program, &[&format!("{}/v1/topics", self.url)]].concat());
         assert_eq!((&claims["iss"], &claims["aud"]), (&EMAIL.into(), &Value::Null));
-        assert!(
-            claims["scope"].as_str().unwrap().contains("https://www.googleapis.com/auth/cloud-platform"),
-            "{claims}"
-        );
-        let printed = self.led("", folder, &[signed_url, &["bucket", "folder/ä object~"], rest, &[endpoint]].concat());
+        let scope = claims["scope"].as_str().unwrap();
+        assert!(scope.contains("https://www.googleapis.com/auth/cloud-platform"), "{claims}");
+    }
+
+    /// (b) A signed URL of this endpoint.
+    fn signed_url(&self, folder: &Path, program: &[&str], endpoint: &[&str]) {
+        let printed = self.led("", folder, &[program, &["bucket", "folder/ä object~"], endpoint].concat());
         // Java signs for https, whatever it is told.
         let signed = printed.trim().replacen("https://", "http://", 1);
         assert_eq!(curl(&signed)["signed by"], EMAIL, "{signed}");
         let forged = signed.replacen("object~", "other~", 1);
         assert!(forged != signed && curl(&forged)["error"].is_string(), "{forged}");
-        let claims = self.claims(folder, &[jwt, &[EMAIL, AUDIENCE, &url], rest].concat());
+    }
+
+    /// (c) A JWT for one service.
+    fn jwt_access(&self, folder: &Path, program: &[&str], rest: &[&str]) {
+        let url = format!("{}/v1/topics", self.url);
+        let claims = self.claims(folder, &[program, &[EMAIL, AUDIENCE, &url], rest].concat());
         assert_eq!((&claims["aud"], &claims["sub"], &claims["scope"]), (&AUDIENCE.into(), &EMAIL.into(), &Value::Null));
     }
 
@@ -125,6 +108,25 @@ impl Stand {
     }
 }
 
+impl Stand {
+    /// What the lines of a block of examples/shell/README.md print.
+    fn lines_of_shell_readme(&self, block: usize) -> Vec<String> {
+        let readme = std::fs::read_to_string(root("examples/shell/README.md")).unwrap();
+        let lines = readme.split("```sh\n").nth(block).and_then(|rest| rest.split("```").next()).unwrap();
+        let ours = Path::new(env!("CARGO_BIN_EXE_signetctl")).parent().unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let search = format!("{}:{}:{path}", ours.display(), root("target/examples/bin").display());
+        let mut command = Command::new("bash");
+        // A line may print without an end.
+        command.args(["-euo", "pipefail", "-c", &lines.replace("\\\n", "").replace('\n', "\necho\n")]);
+        command.env("PATH", search).env("SIGNET_CONFIG", self.daemon.config_file()).env("SIGNET_SOCKET", self.socket());
+        let output = command.output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}{printed}", String::from_utf8_lossy(&output.stderr));
+        printed.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+}
+
 /// What the API answers to a URL alone.
 fn curl(url: &str) -> Value {
     let output = Command::new("curl").args(["--silent", "--noproxy", "*", url]).output().unwrap();
@@ -134,87 +136,123 @@ fn curl(url: &str) -> Value {
 #[tokio::test]
 async fn python() {
     let Some(stand) = Stand::new().await else { return };
-    let (python, socket) = (root("target/verifiers/bin/python"), stand.socket());
+    let Some(python) = languages::python() else { return };
+    let (folder, socket) = (root("examples/python"), stand.socket());
     let python = python.to_str().unwrap();
-    let programs: [&[&str]; 3] = [&[python, "adc.py"], &[python, "signed_url.py", EMAIL], &[python, "jwt_access.py"]];
-    stand.examples(&root("examples/python"), programs, &stand.url, &[&socket]);
-    stand.external_account(&root("examples/python"), programs[0]);
+    stand.unchanged(&folder, &[python, "adc.py"]);
+    stand.signed_url(&folder, &[python, "signed_url.py", EMAIL], &[&socket, &stand.url]);
+    stand.jwt_access(&folder, &[python, "jwt_access.py"], &[&socket]);
+    stand.external_account(&folder, &[python, "adc.py"]);
 }
 
 #[tokio::test]
 async fn go() {
-    if !is_there(
-        Path::new("go"),
-        &["version"],
-        "Go 1.24 or newer (https://go.dev/dl)",
-        "golang-go, where it is new enough",
-    ) {
-        return;
-    }
     let Some(stand) = Stand::new().await else { return };
-    let built = stand.daemon.folder().join("go");
-    let mut build = Command::new("go");
-    build.args(["build", "-mod=readonly", "-o"]).arg(&built).arg("./...").current_dir(root("examples/go"));
-    std::fs::create_dir(&built).unwrap();
-    let output = build.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let host = stand.url.trim_start_matches("http://");
+    let folder = stand.daemon.folder().join("go");
+    let Some(()) = languages::go("examples/go", &folder) else { return };
     let socket = stand.socket();
-    let programs: [&[&str]; 3] = [&["./adc"], &["./signedurl", EMAIL], &["./jwtaccess"]];
-    stand.examples(&built, programs, host, &[&socket]);
-    stand.external_account(&built, programs[0]);
+    stand.unchanged(&folder, &["./adc"]);
+    stand.signed_url(&folder, &["./signedurl", EMAIL], &[&socket, stand.url.trim_start_matches("http://")]);
+    stand.jwt_access(&folder, &["./jwtaccess"], &[&socket]);
+    stand.external_account(&folder, &["./adc"]);
 }
 
 #[tokio::test]
 async fn node() {
-    let folder = root("target/examples/node");
-    if !is_there(Path::new("node"), &["--version"], "Node 18 or newer", "nodejs npm") {
-        return;
-    }
-    if !folder.join("node_modules").exists() {
-        return skip("target/examples/node (run scripts/deps)", "npm");
-    }
+    let Some(folder) = languages::node() else { return };
     let Some(stand) = Stand::new().await else { return };
     for name in ["adc.js", "signed-url.js", "jwt-access.js"] {
         std::fs::copy(root("examples/node").join(name), folder.join(name)).unwrap();
     }
-    let programs: [&[&str]; 3] = [&["node", "adc.js"], &["node", "signed-url.js"], &["node", "jwt-access.js"]];
-    stand.examples(&folder, programs, &stand.url, &[]);
-    stand.external_account(&folder, programs[0]);
+    stand.unchanged(&folder, &["node", "adc.js"]);
+    stand.signed_url(&folder, &["node", "signed-url.js"], &[&stand.url]);
+    stand.jwt_access(&folder, &["node", "jwt-access.js"], &[]);
+    stand.external_account(&folder, &["node", "adc.js"]);
 }
 
 #[tokio::test]
 async fn java() {
-    let libraries = root("target/examples/java");
-    if !is_there(Path::new("java"), &["--version"], "Java 17 or newer", "default-jdk-headless") {
-        return;
-    }
-    if !libraries.exists() {
-        return skip("target/examples/java (run scripts/deps)", "maven");
+    let Some(libraries) = languages::java() else { return };
+    let Some(stand) = Stand::new().await else { return };
+    let folder = root("examples/java/src/main/java");
+    let java = ["java", "-cp", &libraries];
+    stand.unchanged(&folder, &[&java[..], &["Adc.java"]].concat());
+    stand.signed_url(&folder, &[&java[..], &["SignedUrl.java", EMAIL]].concat(), &[&stand.url]);
+    stand.jwt_access(&folder, &[&java[..], &["JwtAccess.java"]].concat(), &[]);
+}
+
+/// Compiled and run by Mono with as much of Google's library as it needs, written anew: see tests/clients/csharp/.
+#[tokio::test]
+async fn csharp() {
+    let Some(json) = languages::mono() else { return };
+    let Some(stand) = Stand::new().await else { return };
+    let folder = root("examples/csharp");
+    let compiled = |name: &str| {
+        let program = stand.daemon.folder().join(name).into_os_string().into_string().unwrap();
+        let mut mcs = Command::new("mcs");
+        mcs.args(["-nologo", "-warnaserror", "-langversion:7", "-r:System.Net.Http"]).arg(format!("-r:{json}"));
+        mcs.arg(format!("-main:{name}")).arg(format!("-out:{program}")).args(["Adc.cs", "JwtAccess.cs"]);
+        let output = mcs.arg(root("tests/clients/csharp/GoogleApis.cs")).current_dir(&folder).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        program
+    };
+    stand.unchanged(&folder, &["mono", &compiled("Adc")]);
+    stand.jwt_access(&folder, &["mono", &compiled("JwtAccess")], &[]);
+}
+
+#[tokio::test]
+async fn rust() {
+    let Some(folder) = languages::rust() else { return };
+    let Some(stand) = Stand::new().await else { return };
+    stand.unchanged(&folder, &["./adc"]);
+    stand.jwt_access(&folder, &["./jwt_access"], &[]);
+    stand.external_account(&folder, &["./adc"]);
+}
+
+/// gcloud, led here as the README says, and to the stand-in for what it asks of Cloud Storage.
+#[tokio::test]
+async fn gcloud() {
+    if !Command::new("gcloud").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return skip_optional("gcloud (https://cloud.google.com/sdk)");
     }
     let Some(stand) = Stand::new().await else { return };
-    let libraries = libraries.join("*");
-    let java = ["java", "-cp", libraries.to_str().unwrap()];
-    let adc = [&java[..], &["Adc.java"]].concat();
-    let signed_url = [&java[..], &["SignedUrl.java", EMAIL]].concat();
-    let jwt = [&java[..], &["JwtAccess.java"]].concat();
-    stand.examples(&root("examples/java/src/main/java"), [&adc, &signed_url, &jwt], &stand.url, &[]);
+    let (folder, storage) = (stand.daemon.folder(), format!("CLOUDSDK_STORAGE_GS_XML_ENDPOINT_URL={}", stand.url));
+    let gcloud = |arguments: &str| {
+        let words: Vec<_> = ["env", &storage, "gcloud"].into_iter().chain(arguments.split(' ')).collect();
+        stand.led("", folder, &words)
+    };
+    assert!(gcloud("auth print-access-token").starts_with("eyJ"));
+    assert!(gcloud("auth print-identity-token --audiences=https://internal.example").starts_with("eyJ"));
+    std::fs::write(folder.join("claims"), r#"{"aud":"https://internal.example"}"#).unwrap();
+    gcloud(&format!("iam service-accounts sign-jwt --iam-account={EMAIL} claims signed"));
+    assert!(std::fs::read_to_string(folder.join("signed")).unwrap().starts_with("eyJ"));
+    gcloud(&format!("iam service-accounts sign-blob --iam-account={EMAIL} claims signature"));
+    assert_eq!(std::fs::read(folder.join("signature")).unwrap().len(), 256);
+    assert!(gcloud(&format!("auth print-access-token --impersonate-service-account={EMAIL}")).starts_with("eyJ"));
+    // Only as somebody else does it have others sign, even where the two are the same.
+    let url = "gs://bucket/object --region=auto --duration=10m --format=value(signed_url)";
+    let signed = gcloud(&format!("storage sign-url {url} --impersonate-service-account={EMAIL}"));
+    assert_eq!(curl(signed.trim())["signed by"], EMAIL, "{signed}");
 }
 
 #[tokio::test]
 async fn shell() {
     let Some(stand) = Stand::new().await else { return };
-    let readme = std::fs::read_to_string(root("examples/shell/README.md")).unwrap();
-    let lines = readme.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let programs = Path::new(env!("CARGO_BIN_EXE_signetctl")).parent().unwrap();
-    let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-    let mut command = Command::new("bash");
-    command.args(["-euo", "pipefail", "-c", &lines.replace('\n', "\necho\n")]);
-    let output = command.env("PATH", search).env("SIGNET_CONFIG", stand.daemon.config_file()).output().unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}{printed}", String::from_utf8_lossy(&output.stderr));
-    let answers: Vec<_> = printed.lines().filter(|line| !line.is_empty()).collect();
-    let [token, identity, blob, jwt, jwks] = answers[..] else { panic!("{printed}") };
-    assert!([token, identity, jwt].iter().all(|jwt| jwt.starts_with("eyJ")) && blob.len() == 344, "{printed}");
-    assert!(jwks.starts_with(r#"{"keys":["#), "{printed}");
+    let answers = stand.lines_of_shell_readme(1);
+    let [token, identity, blob, jwt, jwks] = &answers[..] else { panic!("{answers:?}") };
+    assert!([token, identity, jwt].iter().all(|jwt| jwt.starts_with("eyJ")) && blob.len() == 344, "{answers:?}");
+    assert!(jwks.starts_with(r#"{"keys":["#), "{answers:?}");
+}
+
+#[tokio::test]
+async fn shell_grpcurl() {
+    if !root("target/examples/bin/grpcurl").exists() {
+        return skip("target/examples/bin/grpcurl (run scripts/deps)", "golang-go");
+    }
+    let Some(stand) = Stand::new().await else { return };
+    let answers = stand.lines_of_shell_readme(2);
+    let [google, grpc, reflection @ .., token, blob] = &answers[..] else { panic!("{answers:?}") };
+    assert_eq!(google, "google.iam.credentials.v1.IAMCredentials");
+    assert!(grpc.starts_with("grpc.") && reflection.contains(&"signet.v1.Signer".to_owned()), "{answers:?}");
+    assert!(token.starts_with("eyJ") && blob.len() == 344, "{answers:?}");
 }

@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
-use signet::jwt::certificate;
-use signet::key::{Algorithm, Digest, Hash, PublicKey, Signature};
 use tonic_health::ServingStatus;
 
 use crate::support::daemon::{ACCOUNT, TestDaemon};
@@ -37,23 +35,9 @@ fn good(address: SocketAddr, verb: &str, body: &Value) -> Value {
     answer.json()
 }
 
-fn public_key(daemon: &TestDaemon) -> PublicKey {
-    let pem = std::fs::read_to_string(daemon.state().join("certificates/k.pem")).unwrap();
-    certificate::public_key(&pem).unwrap()
-}
-
 /// The claims of a JWT whose signature is the key's.
 fn verified(daemon: &TestDaemon, jwt: &Value) -> Value {
-    let (signed, signature) = jwt.as_str().unwrap().rsplit_once('.').unwrap();
-    verify(daemon, signed.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).unwrap());
-    let payload = signed.split_once('.').unwrap().1;
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap()
-}
-
-fn verify(daemon: &TestDaemon, message: &[u8], signature: &[u8]) {
-    let digest = Digest::of(Hash::Sha256, message);
-    let signature = Signature::from_bytes(signature.to_vec());
-    public_key(daemon).verify(Algorithm::Rs256, &digest, &signature).unwrap();
+    daemon.claims("k", jwt.as_str().unwrap())
 }
 
 #[tokio::test]
@@ -82,7 +66,7 @@ async fn the_four_methods_answer_as_googles_clients_read_it() {
     for encoded in [STANDARD.encode(blob), URL_SAFE_NO_PAD.encode(blob)] {
         let signed = good(address, "signBlob?alt=json", &json!({"delegates": [], "payload": encoded}));
         assert_eq!(signed["keyId"], "k");
-        verify(&daemon, blob, &STANDARD.decode(signed["signedBlob"].as_str().unwrap()).unwrap());
+        daemon.verify("k", blob, &STANDARD.decode(signed["signedBlob"].as_str().unwrap()).unwrap());
     }
     let signed = good(address, "signJwt", &json!({"payload": json!({"aud": "a", "role": "r"}).to_string()}));
     let claims = verified(&daemon, &signed["signedJwt"]);

@@ -25,9 +25,7 @@ async fn daemon() -> Option<(SoftHsm, TestDaemon, SocketAddr)> {
     daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
     daemon.spawn();
     daemon.wait_for_health(ServingStatus::Serving).await;
-    let address = daemon.http();
-    // What signetctl reads is where it listens.
-    daemon.configure(&config.replace("127.0.0.1:0", &address.to_string()));
+    let address = daemon.settle_http();
     Some((token, daemon, address))
 }
 

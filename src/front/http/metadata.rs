@@ -146,6 +146,7 @@ fn told(tree: &Tree, path: &str, query: &Query) -> Reply {
     }
     let folder = path.strip_suffix('/').unwrap_or(path);
     match (tree.is_folder(folder), recursive, as_json) {
+        (false, ..) if tree::is_of_accounts(path) => reply::text(StatusCode::NOT_FOUND, NOBODYS),
         (false, ..) => reply::not_found(),
         (true, true, false) => reply::tagged(reply::TEXT, tree.text(folder)),
         (true, _, true) => reply::tagged(reply::JSON, tree.json(folder).to_string()),
@@ -179,4 +180,7 @@ fn refused(error: &SignError) -> Reply {
 
 /// What the metadata server gives an access token where none is named.
 pub(super) const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
+/// Where a user has no account, clients show this instead of a token.
+const NOBODYS: &str = "there is nothing of this name: no rule of signetd's configuration lets this user use this account; \
+                       `default` is the default account, or the only one that the rules let the user use\n";
 const LONGEST_WAIT: Duration = Duration::from_secs(300);

@@ -38,17 +38,20 @@ def claims_of(header):
 def verify_signed_url(method, path, host):
     """Recomputes what was signed (https://cloud.google.com/storage/docs/authentication/canonical-requests)."""
     parts = urlsplit(path)
-    query = dict(parse_qsl(parts.query, strict_parsing=True))
-    signature = bytes.fromhex(query.pop("X-Goog-Signature"))
-    email, day, *scope = query["X-Goog-Credential"].split("/")
-    if query["X-Goog-Algorithm"] != "GOOG4-RSA-SHA256" or scope != ["auto", "storage", "goog4_request"]:
+    query = parse_qsl(parts.query, strict_parsing=True)
+    # gcloud writes their names in lower case.
+    named = {name.lower(): value for name, value in query}
+    signature = bytes.fromhex(named["x-goog-signature"])
+    email, day, *scope = named["x-goog-credential"].split("/")
+    if named["x-goog-algorithm"] != "GOOG4-RSA-SHA256" or scope != ["auto", "storage", "goog4_request"]:
         raise ValueError("not V4")
-    if query["X-Goog-SignedHeaders"] != "host" or email != ACCOUNT:
+    if named["x-goog-signedheaders"] != "host" or email != ACCOUNT:
         raise ValueError("other headers, or another account")
-    escaped = "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in sorted(query.items()))
+    signed = sorted((name, value) for name, value in query if name.lower() != "x-goog-signature")
+    escaped = "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in signed)
     canonical = "\n".join([method, parts.path, escaped, f"host:{host}", "", "host", "UNSIGNED-PAYLOAD"])
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    text = "\n".join(["GOOG4-RSA-SHA256", query["X-Goog-Date"], "/".join([day, *scope]), digest])
+    text = "\n".join(["GOOG4-RSA-SHA256", named["x-goog-date"], "/".join([day, *scope]), digest])
     KEY.verify(signature, text.encode(), padding.PKCS1v15(), hashes.SHA256())
 
 
@@ -58,7 +61,7 @@ class Api(BaseHTTPRequestHandler):
     def do_GET(self):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
-            if "X-Goog-Signature=" in self.path:
+            if "x-goog-signature=" in self.path.lower():
                 host = self.headers["Host"]
                 try:
                     verify_signed_url(self.command, self.path, host)
@@ -71,7 +74,7 @@ class Api(BaseHTTPRequestHandler):
         except (ValueError, KeyError, InvalidSignature, jwt.InvalidTokenError) as error:
             self.answer(401, {"error": f"{type(error).__name__}: {error}"})
 
-    do_POST = do_GET
+    do_HEAD = do_POST = do_GET
 
     def answer(self, status, body):
         body = json.dumps(body).encode()
@@ -79,7 +82,8 @@ class Api(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_):
         pass

@@ -9,7 +9,11 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use signet::file::StateDir;
+use signet::jwt::certificate;
+use signet::key::{Algorithm, Digest, Hash, Signature};
 use signet::keyring::{KeyRecord, Keyring};
 use signet::proto::signer_client::SignerClient;
 use signet::proto::{self, sign_blob_request};
@@ -129,6 +133,24 @@ impl TestDaemon {
         let log = self.log();
         let (_, address) = log.split_once("listening for HTTP").unwrap().1.split_once("address=").unwrap();
         address.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Puts the port that it got for HTTP into its configuration, where signetctl reads it, and gives the address.
+    pub(crate) fn settle_http(&self) -> SocketAddr {
+        let address = self.http();
+        let config = fs::read_to_string(self.config_file()).unwrap();
+        self.configure(&config.replace("127.0.0.1:0", &address.to_string()));
+        address
+    }
+
+    /// A program that is led here as the README says: by `signetctl env`, with these arguments.
+    pub(crate) fn led(&self, env: &str, program: &[&str]) -> Command {
+        let script = format!("eval \"$(\"$0\" --config \"$1\" env {env})\" && shift && exec \"$@\"");
+        let mut command = Command::new("bash");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_signetctl")]).arg(self.config_file()).args(program);
+        // What this machine's user has told gcloud is none of the test's.
+        command.env("CLOUDSDK_CONFIG", self.folder().join("gcloud")).env_remove("SIGNET_CONFIG");
+        command
     }
 
     /// The command that starts the daemon.
@@ -260,6 +282,22 @@ impl TestDaemon {
         };
         let seen = tokio::time::timeout(PATIENCE, watch).await;
         assert!(seen.is_ok(), "not {wanted:?}:\n{}", self.log());
+    }
+
+    /// Takes a signature of RS256 for none but this key's.
+    pub(crate) fn verify(&self, kid: &str, message: &[u8], signature: &[u8]) {
+        let pem = fs::read_to_string(self.state().join(format!("certificates/{kid}.pem"))).unwrap();
+        let digest = Digest::of(Hash::Sha256, message);
+        let signature = Signature::from_bytes(signature.to_vec());
+        certificate::public_key(&pem).unwrap().verify(Algorithm::Rs256, &digest, &signature).unwrap();
+    }
+
+    /// The claims of a JWT that this key has signed.
+    pub(crate) fn claims(&self, kid: &str, jwt: &str) -> serde_json::Value {
+        let (signed, signature) = jwt.rsplit_once('.').unwrap();
+        self.verify(kid, signed.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).unwrap());
+        let payload = signed.split_once('.').unwrap().1;
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap()
     }
 
     /// Every line of the audit log, once it has been verified.

@@ -5,6 +5,7 @@ pub(crate) mod desk;
 pub(crate) mod fake;
 pub(crate) mod http;
 pub(crate) mod keys;
+pub(crate) mod languages;
 pub(crate) mod modules;
 pub(crate) mod softhsm;
 pub(crate) mod swtpm;

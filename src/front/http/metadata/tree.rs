@@ -22,7 +22,12 @@ pub(super) enum Leaf {
 
 /// Whether what stands there depends on the caller's accounts.
 pub(super) fn depends_on_accounts(path: &str) -> bool {
-    path.starts_with("project") || path.starts_with(SERVICE_ACCOUNTS)
+    path.starts_with("project") || is_of_accounts(path)
+}
+
+/// Whether it is, or were, a caller's account.
+pub(super) fn is_of_accounts(path: &str) -> bool {
+    path.starts_with(SERVICE_ACCOUNTS)
 }
 
 impl Tree {
