@@ -116,6 +116,12 @@ impl Policy {
         &self.rules
     }
 
+    /// Whether a rule is for this very user, and not only for those of a group or a unit.
+    #[must_use]
+    pub fn names(&self, uid: u32) -> bool {
+        self.rules.iter().filter_map(|rule| rule.users.as_ref()).any(|users| users.contains(&uid))
+    }
+
     /// What the rules ask of callers beyond their ids.
     #[must_use]
     pub fn sought(&self) -> Sought {

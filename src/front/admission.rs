@@ -1,44 +1,107 @@
-//! How many connections there may be, in all and of each user, and how often their doing is told to the log.
+//! How much users may have at once, of connections and of memory, and how often their doing is told to the log.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many connections are open: in all, and of each user.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Connections(Arc<Mutex<HashMap<u32, usize>>>);
-
-/// One connection's place among them.
-#[derive(Debug)]
-pub(super) struct Place {
-    uid: u32,
-    connections: Connections,
+/// Whose a share is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    /// Whether a rule names this user.
+    pub(super) is_named: bool,
 }
 
-impl Connections {
-    pub(super) fn admit(&self, uid: u32) -> Option<Place> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_user = open.get(&uid).copied().unwrap_or_default();
-        if of_user >= MOST_OF_A_USER || open.values().sum::<usize>() >= MOST {
-            return None;
-        }
-        open.insert(uid, of_user + 1);
-        Some(Place { uid, connections: self.clone() })
+/// What users share: each has a limit, and leaves as much as he takes to the others. Half of it is kept for those whom a rule
+/// names, for a person with a range of subordinate ids is as many of the others as he likes.
+#[derive(Clone, Debug)]
+pub(super) struct Shares {
+    of_user: usize,
+    in_all: usize,
+    taken: Arc<Mutex<Taken>>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    by_user: HashMap<u32, usize>,
+    by_unnamed: usize,
+    in_all: usize,
+}
+
+/// One part of it: given back when this is dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    user: User,
+    amount: AtomicUsize,
+    shares: Shares,
+}
+
+impl Shares {
+    /// As many connections as there may be.
+    pub(super) fn of_connections() -> Self {
+        Self::new(32, 512)
+    }
+
+    pub(super) fn new(of_user: usize, in_all: usize) -> Self {
+        Self { of_user, in_all, taken: Arc::default() }
+    }
+
+    /// A part of nothing yet.
+    pub(super) fn begin(&self, user: User) -> Share {
+        Share { user, amount: AtomicUsize::new(0), shares: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Share {
+    pub(super) const fn user(&self) -> User {
+        self.user
+    }
+
+    /// Takes more, unless that is too much.
+    pub(super) fn grow(&self, more: usize) -> bool {
+        if more == 0 {
+            return true;
+        }
+        let Self { user: User { uid, is_named }, shares, .. } = self;
+        let mut taken = shares.lock();
+        let of_user = taken.by_user.get(uid).copied().unwrap_or_default() + more;
+        let left = shares.in_all.saturating_sub(taken.in_all + more);
+        let left_to_unnamed = (shares.in_all / 2).saturating_sub(taken.by_unnamed + more);
+        let left = if *is_named { left } else { left.min(left_to_unnamed) };
+        if of_user > shares.of_user || of_user > left {
+            return false;
+        }
+        taken.by_user.insert(*uid, of_user);
+        taken.by_unnamed += if *is_named { 0 } else { more };
+        taken.in_all += more;
+        self.amount.fetch_add(more, Ordering::Relaxed);
+        true
+    }
+}
+
+impl Drop for Share {
     fn drop(&mut self) {
-        let mut open = self.connections.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_user) = open.get_mut(&self.uid) {
-            *of_user -= 1;
+        let amount = *self.amount.get_mut();
+        if amount == 0 {
+            return;
+        }
+        let mut taken = self.shares.lock();
+        if let Some(of_user) = taken.by_user.get_mut(&self.user.uid) {
+            *of_user -= amount;
             if *of_user == 0 {
-                open.remove(&self.uid);
+                taken.by_user.remove(&self.user.uid);
             }
         }
+        taken.by_unnamed -= if self.user.is_named { 0 } else { amount };
+        taken.in_all -= amount;
     }
 }
 
@@ -67,24 +130,39 @@ impl Told {
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const MOST: usize = 256;
-const MOST_OF_A_USER: usize = 32;
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Takes places until there are no more; how many, and the places.
+    fn fill(shares: &Shares, uid: u32, is_named: bool) -> (usize, Vec<Share>) {
+        let places = std::iter::repeat_with(|| shares.begin(User { uid, is_named })).take_while(|place| place.grow(1));
+        let places: Vec<_> = places.collect();
+        (places.len(), places)
+    }
+
     #[test]
-    fn a_user_has_a_share_of_the_connections_and_all_have_an_end() {
-        let connections = Connections::default();
-        let places: Vec<_> = (0..MOST_OF_A_USER).map(|_| connections.admit(1).unwrap()).collect();
-        assert!(connections.admit(1).is_none());
-        let users = u32::try_from(MOST / MOST_OF_A_USER).unwrap();
-        let others: Vec<_> = (2..=users).flat_map(|uid| (0..MOST_OF_A_USER).map(move |_| uid)).collect();
-        let others: Vec<_> = others.into_iter().map(|uid| connections.admit(uid).unwrap()).collect();
-        assert!(connections.admit(99).is_none(), "there is no room for anybody");
-        drop((places, others));
-        assert!(connections.admit(1).is_some() && connections.0.lock().unwrap().is_empty());
+    fn a_user_has_a_share_and_leaves_as_much_to_others_as_he_takes() {
+        let connections = Shares::of_connections();
+        let filled: Vec<_> = (1..=17).map(|uid| fill(&connections, uid, true)).collect();
+        let counts: Vec<_> = filled.iter().map(|(count, _)| *count).collect();
+        assert_eq!((&counts[..15], &counts[15..]), (&[32; 15][..], &[16, 8][..]), "there is room for another");
+        drop(filled);
+        assert_eq!(fill(&connections, 1, true).0, 32);
+        let taken = connections.lock();
+        assert!(taken.by_user.is_empty() && taken.in_all == 0, "nothing is kept of users who are gone");
+    }
+
+    #[test]
+    fn however_many_ids_a_person_has_half_is_left_for_those_whom_a_rule_names() {
+        let connections = Shares::of_connections();
+        let subordinate: Vec<_> = (100_000..165_536).flat_map(|uid| fill(&connections, uid, false).1).collect();
+        assert_eq!(subordinate.len(), 255);
+        assert_eq!(fill(&connections, 1, true).0, 32);
+        drop(subordinate);
+        assert_eq!(fill(&connections, 100_000, false).0, 32);
+        assert_eq!(connections.lock().by_unnamed, 0);
     }
 }

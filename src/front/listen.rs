@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixListener;
 use tokio::time::{Instant, Sleep};
 
-use super::admission::{Connections, Place, Told};
+use super::admission::{Share, Shares, Told, User};
 use super::peer;
 use super::stream::Stream;
 use crate::access::{Caller, Executable};
@@ -27,7 +27,7 @@ use crate::trust::{self, Untrusted};
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    connections: Connections,
+    connections: Shares,
     told: Arc<Told>,
     /// None where a supervisor bound it, which keeps it.
     _bound: Option<Bound>,
@@ -109,7 +109,7 @@ impl Listener {
         let metadata = fs::symlink_metadata(path).map_err(io)?;
         let inode = (metadata.dev(), metadata.ino());
         let bound = Bound { path: path.to_owned(), inode, _lock: lock };
-        Ok(Self { socket, connections: Connections::default(), told: Arc::default(), _bound: Some(bound) })
+        Ok(Self { socket, connections: Shares::of_connections(), told: Arc::default(), _bound: Some(bound) })
     }
 
     /// Takes a socket that a supervisor has bound; `path` is where clients are told to look for it. Needs a tokio runtime.
@@ -124,16 +124,17 @@ impl Listener {
         }
         socket.set_nonblocking(true).map_err(io)?;
         let socket = UnixListener::from_std(socket).map_err(io)?;
-        Ok(Self { socket, connections: Connections::default(), told: Arc::default(), _bound: None })
+        Ok(Self { socket, connections: Shares::of_connections(), told: Arc::default(), _bound: None })
     }
 
-    /// The next connection within the limits. Connections beyond them are closed at once.
-    pub async fn accept(&self) -> Connection {
+    /// The next connection within the limits, which depend on whether a rule names its user. Connections beyond them are closed
+    /// at once.
+    pub async fn accept(&self, is_named: impl Fn(u32) -> bool) -> Connection {
         loop {
             match self.socket.accept().await {
                 Ok((stream, _unnamed)) => {
                     if let Ok(stream) = stream.into_std()
-                        && let Some(connection) = self.admit(stream)
+                        && let Some(connection) = self.admit(stream, &is_named)
                     {
                         return connection;
                     }
@@ -143,7 +144,7 @@ impl Listener {
         }
     }
 
-    fn admit(&self, stream: UnixStream) -> Option<Connection> {
+    fn admit(&self, stream: UnixStream, is_named: impl Fn(u32) -> bool) -> Option<Connection> {
         let caller = match peer::caller(&stream) {
             Ok(caller) => caller,
             Err(error) => {
@@ -151,15 +152,16 @@ impl Listener {
                 return None;
             }
         };
-        let Some(place) = self.connections.admit(caller.uid) else {
+        let place = self.connections.begin(User { uid: caller.uid, is_named: is_named(caller.uid) });
+        if !place.grow(1) {
             if self.told.may_tell() {
                 tracing::warn!(uid = caller.uid, pid = caller.pid, "closed a connection: too many are open");
             }
             return None;
-        };
+        }
         let stream = Stream::new(stream).ok()?;
         let (patience, awaited) = (Box::pin(tokio::time::sleep(FIRST_REQUEST)), Awaited::FirstRequest);
-        Some(Connection { stream, caller, awaited, patience, told: Arc::clone(&self.told), _place: place })
+        Some(Connection { stream, caller, awaited, patience, told: Arc::clone(&self.told), place })
     }
 }
 
@@ -230,7 +232,7 @@ pub struct Connection {
     awaited: Awaited,
     patience: Pin<Box<Sleep>>,
     told: Arc<Told>,
-    _place: Place,
+    place: Share,
 }
 
 /// What is awaited of a peer, which says how long it may take. Whoever understands what it sends says so.
@@ -249,6 +251,11 @@ impl Connection {
     #[must_use]
     pub const fn caller(&self) -> &Caller {
         &self.caller
+    }
+
+    /// Whose it is, to be told apart from others.
+    pub(super) const fn user(&self) -> User {
+        self.place.user()
     }
 
     pub(super) fn socket(&self) -> &UnixStream {

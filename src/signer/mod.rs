@@ -344,6 +344,12 @@ impl Signer {
         self.rules.load().policy.sought()
     }
 
+    /// Whether a rule names this user.
+    #[must_use]
+    pub fn names(&self, uid: u32) -> bool {
+        self.rules.load().policy.names(uid)
+    }
+
     /// Begins a new file of the audit log.
     pub fn rotate_audit(&self) {
         self.audit.rotate();

@@ -1,7 +1,8 @@
 //! HTTP on loopback: who is served, and which bytes are a request at all (T11, T12).
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -80,6 +81,29 @@ fn idle_connections_and_slow_drips_keep_nobody_out() {
     // One that was of use may be again.
     used.write_all(format!("{HEALTH}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
     assert_eq!(until_closed(&used).matches("HTTP/1.1 200 ").count(), 2);
+}
+
+#[test]
+fn t10_bodies_of_a_user_that_are_more_than_fits_are_refused_until_there_is_room() {
+    let (_daemon, address) = daemon();
+    let path = "/v1/projects/-/serviceAccounts/app@x:signBlob";
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1400000\r\nExpect: 100-continue\r\n\r\n");
+    let ask = || {
+        let mut stream = connect(address);
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).unwrap();
+        (stream, String::from_utf8(begin.to_vec()).unwrap())
+    };
+    let mut waited_for: Vec<_> = (0..11).map(|_| ask()).collect();
+    assert!(waited_for.iter().all(|(_, begin)| begin == "HTTP/1.1 100"), "{waited_for:?}");
+    assert_eq!(ask().1, "HTTP/1.1 429");
+    waited_for.pop();
+    let until = Instant::now() + Duration::from_secs(9);
+    while ask().1 != "HTTP/1.1 100" {
+        assert!(Instant::now() < until, "there is no room again");
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service};
 use tonic::server::NamedService;
 
+use super::admission::User;
 use super::identity::Identities;
 use super::listen::{Connection, Listener};
 use crate::access::Caller;
@@ -54,7 +55,7 @@ pub async fn serve(
     loop {
         tokio::select! {
             () = &mut stop => break,
-            connection = listener.accept() => {
+            connection = listener.accept(|uid| signer.names(uid)) => {
                 // Nobody waits for what another one's executable takes to read.
                 let learning = Arc::clone(&identities).learn(connection, signer.sought());
                 let (services, stopped) = (Arc::clone(&services), stopped.clone());
@@ -94,15 +95,15 @@ impl Services {
             route(status::reflection().build_v1()?),
             route(status::reflection().build_v1alpha()?),
         ];
-        Ok(Self { routes, uploads: Uploads::default() })
+        Ok(Self { routes, uploads: Uploads::new() })
     }
 
     /// Answers what comes by a connection.
     async fn converse(self: Arc<Self>, connection: Connection, mut stopped: watch::Receiver<()>) {
-        let caller = Arc::new(connection.caller().clone());
+        let (caller, user) = (Arc::new(connection.caller().clone()), connection.user());
         let service = service_fn(|request| {
             let (services, caller) = (Arc::clone(&self), Arc::clone(&caller));
-            async move { services.answer(request, caller).await }
+            async move { services.answer(request, caller, user).await }
         });
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
@@ -124,9 +125,14 @@ impl Services {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, caller: Arc<Caller>) -> Result<Response<Body>, Infallible> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        caller: Arc<Caller>,
+        user: User,
+    ) -> Result<Response<Body>, Infallible> {
         let (mut head, body) = request.into_parts();
-        let (body, _until_answered) = self.uploads.count(caller.uid, Body::new(body), limits::end(&head.headers));
+        let (body, _until_answered) = self.uploads.count(user, Body::new(body), limits::end(&head.headers));
         head.extensions.insert(caller);
         let service = head.uri.path().strip_prefix('/').and_then(|path| path.split('/').next());
         let Some((_, route)) = self.routes.iter().find(|(name, _)| Some(*name) == service) else {

@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 use super::super::iam::{account, in_googles_words};
 use super::super::limits::{LARGEST_PAYLOAD, SMALL_MESSAGE, payload};
 use super::reply::{self, Reply};
-use super::{Asked, Front, read};
+use super::{Asked, Front};
 use crate::jwt::Target;
 use crate::signer::{Bytes, JwtBody, SignError};
 
@@ -74,7 +74,7 @@ impl Front {
         }
         let most =
             if matches!(verb, Verb::Blob) { SMALL_MESSAGE + LARGEST_PAYLOAD.div_ceil(3) * 4 } else { SMALL_MESSAGE };
-        let body = match read(body, most).await {
+        let body = match asked.read(body, most).await {
             Ok(body) => body,
             Err(refusal) => return refusal.into(),
         };

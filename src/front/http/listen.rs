@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-use super::super::admission::{Connections, Place, Told};
+use super::super::admission::{Share, Shares, Told, User};
 use super::peer;
 use crate::access::Caller;
 
@@ -16,7 +16,8 @@ use crate::access::Caller;
 pub struct Listener {
     address: SocketAddr,
     socket: TcpListener,
-    connections: Connections,
+    connections: Shares,
+    bodies: Shares,
     told: Told,
 }
 
@@ -45,8 +46,10 @@ pub(super) struct Connection {
     /// Where it came to.
     pub(super) address: SocketAddr,
     /// Whose it is.
-    pub(super) uid: u32,
-    _place: Place,
+    pub(super) user: User,
+    /// What bodies of requests are in memory.
+    pub(super) bodies: Shares,
+    _place: Share,
 }
 
 /// Binds the port: before the process is confined, since then it may not.
@@ -72,17 +75,19 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(socket)?;
         tracing::info!(%address, "listening for HTTP");
-        Ok(Self { address, socket, connections: Connections::default(), told: Told::default() })
+        let (connections, bodies) = (Shares::of_connections(), Shares::new(MOST_OF_A_USER, MOST));
+        Ok(Self { address, socket, connections, bodies, told: Told::default() })
     }
 
-    /// The next connection within the limits whose user is known. All others are closed at once.
-    pub(super) async fn accept(&self) -> Connection {
+    /// The next connection within the limits, which depend on whether a rule names its user, who is known. All others are
+    /// closed at once.
+    pub(super) async fn accept(&self, is_named: impl Fn(u32) -> bool) -> Connection {
         loop {
             // Each costs a look-up: between two the others have their turn.
             tokio::task::yield_now().await;
             match self.socket.accept().await {
                 Ok((stream, _address)) => {
-                    if let Some(connection) = self.admit(stream) {
+                    if let Some(connection) = self.admit(stream, &is_named) {
                         return connection;
                     }
                 }
@@ -91,7 +96,7 @@ impl Listener {
         }
     }
 
-    fn admit(&self, stream: TcpStream) -> Option<Connection> {
+    fn admit(&self, stream: TcpStream, is_named: impl Fn(u32) -> bool) -> Option<Connection> {
         let uid = match owner(&stream) {
             Ok(uid) => uid,
             Err(error) => {
@@ -99,20 +104,22 @@ impl Listener {
                 return None;
             }
         };
-        let Some(place) = self.connections.admit(uid) else {
+        let user = User { uid, is_named: is_named(uid) };
+        let place = self.connections.begin(user);
+        if !place.grow(1) {
             if self.told.may_tell() {
                 tracing::warn!(uid, "closed a connection: too many are open");
             }
             return None;
-        };
-        Some(Connection { stream, address: self.address, uid, _place: place })
+        }
+        Some(Connection { stream, address: self.address, user, bodies: self.bodies.clone(), _place: place })
     }
 }
 
 impl Connection {
     /// Who is calling. It may take a while, for user databases may ask the network.
     pub(super) async fn caller(&self) -> io::Result<Caller> {
-        let (uid, turn) = (self.uid, LOOK_UPS.acquire().await.map_err(io::Error::other)?);
+        let (uid, turn) = (self.user.uid, LOOK_UPS.acquire().await.map_err(io::Error::other)?);
         let look_up = spawn_blocking(move || {
             let _turn = turn;
             peer::caller(uid)
@@ -132,5 +139,8 @@ fn owner(stream: &TcpStream) -> io::Result<u32> {
     Ok(uid)
 }
 
+/// A dozen of the largest requests.
+const MOST_OF_A_USER: usize = 16 << 20;
+const MOST: usize = 64 << 20;
 /// How many questions a user database that hangs may be asked at once.
 static LOOK_UPS: Semaphore = Semaphore::const_new(16);

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Collected};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::admission::{Share, Shares, User};
 use crate::access::Caller;
 use crate::file::StateDir;
 use crate::signer::{Call, Signer};
@@ -59,6 +60,9 @@ struct Peer {
     caller: Arc<Caller>,
     /// Where it came to.
     address: SocketAddr,
+    user: User,
+    /// What bodies of requests are in memory.
+    bodies: Shares,
     /// Is told when the daemon stops: nothing is to wait any longer.
     stopped: watch::Receiver<()>,
 }
@@ -67,6 +71,8 @@ struct Peer {
 struct Asked {
     peer: Peer,
     head: Parts,
+    /// What its body takes until it is answered.
+    share: Share,
 }
 
 /// Serves until `stop` is done; then nobody else is let in, and the requests on their way finish.
@@ -78,7 +84,7 @@ pub async fn serve(listener: Listener, front: Front, stop: impl Future<Output = 
     loop {
         tokio::select! {
             () = &mut stop => break,
-            connection = listener.accept() => {
+            connection = listener.accept(|uid| front.signer.names(uid)) => {
                 connections.spawn(Arc::clone(&front).converse(connection, stopped.clone()));
             }
             Some(_ended) = connections.join_next() => {}
@@ -95,11 +101,12 @@ impl Front {
         let caller = match asking.await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok(caller) => Arc::new(caller),
             Err(error) => {
-                let uid = connection.uid;
+                let uid = connection.user.uid;
                 return tracing::warn!(uid, %error, "closed a connection: the user database does not tell the user's groups");
             }
         };
-        let peer = Peer { caller, address: connection.address, stopped: stopped.clone() };
+        let (user, bodies) = (connection.user, connection.bodies);
+        let peer = Peer { caller, address: connection.address, user, bodies, stopped: stopped.clone() };
         let (stream, progress) = Strict::new(connection.stream);
         let service = service_fn(|request: Request<Incoming>| {
             // A length that is not known is refused below: nothing behind that head is read as a request.
@@ -120,7 +127,7 @@ impl Front {
             }
         };
         if let Err(error) = served {
-            tracing::debug!(uid = connection.uid, %error, "a connection ended");
+            tracing::debug!(uid = user.uid, %error, "a connection ended");
         }
     }
 
@@ -129,7 +136,8 @@ impl Front {
         let reply = match guard::admit(&request) {
             Ok(()) => {
                 let (head, body) = request.into_parts();
-                self.route(&Asked { peer, head }, body).await
+                let share = peer.bodies.begin(peer.user);
+                self.route(&Asked { peer, head, share }, body).await
             }
             Err(refusal) => refusal.into(),
         };
@@ -168,16 +176,19 @@ impl Asked {
     fn reading(&self, answer: impl FnOnce() -> Reply) -> Reply {
         if self.is_reading() { answer() } else { reply::not_allowed("GET, HEAD") }
     }
-}
 
-/// The whole body of a request, where it is not longer than this and comes in time.
-async fn read(body: Incoming, most: usize) -> Result<Bytes, Refusal> {
-    match Limited::new(body, most).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than this request takes"))
+    /// The whole body of the request, where it is not longer than this, fits and comes in time.
+    async fn read(&self, body: Incoming, most: usize) -> Result<Bytes, Refusal> {
+        // It has one: the guard lets no other pass.
+        let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or(usize::MAX);
+        if length > most {
+            return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than this request takes"));
         }
-        Err(_broken) => Err(Refusal(StatusCode::BAD_REQUEST, "the body did not come")),
+        if !self.share.grow(length) {
+            return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, "too many bodies of requests at once: try again"));
+        }
+        let collected = body.collect().await;
+        collected.map(Collected::to_bytes).map_err(|_broken| Refusal(StatusCode::BAD_REQUEST, "the body did not come"))
     }
 }
 

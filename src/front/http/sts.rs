@@ -11,7 +11,7 @@ use hyper::{Method, StatusCode};
 use serde_json::json;
 
 use super::reply::Reply;
-use super::{Asked, Front, read, reply};
+use super::{Asked, Front, reply};
 use crate::jwt::Target;
 use crate::signer::{JwtBody, SignError};
 use crate::subject;
@@ -22,7 +22,7 @@ impl Front {
         if asked.head.method != Method::POST {
             return reply::not_allowed("POST");
         }
-        let body = match read(body, LONGEST_FORM).await {
+        let body = match asked.read(body, LONGEST_FORM).await {
             Ok(body) => body,
             Err(refusal) => return refusal.into(),
         };
