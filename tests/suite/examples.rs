@@ -209,6 +209,19 @@ async fn rust() {
     stand.external_account(&folder, &["./adc"]);
 }
 
+/// The client of the daemon's own API.
+#[tokio::test]
+async fn rust_tonic() {
+    let Some(stand) = Stand::new().await else { return };
+    let programs = Path::new(env!("CARGO_BIN_EXE_signetctl")).parent().unwrap();
+    // There already where all of the tests run.
+    languages::cargo(&["build", "--example", "signetd"], &root(""));
+    let output = Command::new(programs.join("examples/signetd")).arg(stand.socket()).arg(AUDIENCE).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let claims = stand.daemon.claims("k", printed.trim());
+    assert_eq!((&claims["aud"], &claims["iss"]), (&AUDIENCE.into(), &EMAIL.into()));
+}
+
 /// gcloud, led here as the README says, and to the stand-in for what it asks of Cloud Storage.
 #[tokio::test]
 async fn gcloud() {

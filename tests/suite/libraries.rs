@@ -198,6 +198,7 @@ async fn googles_libraries_get_what_the_rules_allow_while_a_tpm_goes_and_comes_b
     refused(hear(libraries.iter_mut().filter(|library| library.name != "python")), "the device is away");
     tpm.restart();
     claims("first", hear(libraries.iter_mut().filter(|library| library.name == "python")));
+    daemon.wait_for_health(ServingStatus::Serving).await;
     claims("first", ask(libraries, "again"));
 
     // The operator takes the rules away.

@@ -64,18 +64,20 @@ pub(crate) fn mono() -> Option<&'static str> {
 pub(crate) fn rust() -> Option<PathBuf> {
     let target = root("target/examples/rust");
     there(target.join("debug/adc").exists(), "target/examples/rust (run scripts/deps, with Rust 1.91)", "rustup")?;
-    let mut build = Command::new(env!("CARGO"));
-    // Some build scripts run again where these differ.
-    let ours = std::env::vars_os().map(|(name, _)| name);
-    for name in
-        ours.filter(|name| ["CARGO_PKG", "CARGO_MANIFEST"].iter().any(|ours| name.to_string_lossy().starts_with(ours)))
-    {
-        build.env_remove(name);
-    }
-    build.args(["build", "--quiet", "--locked", "--offline", "--target-dir"]).arg(&target);
-    let built = build.current_dir(root("examples/rust")).output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    cargo(&["build", "--target-dir", target.to_str().unwrap()], &root("examples/rust"));
     Some(target.join("debug"))
+}
+
+/// Runs cargo in a folder, without what it tells the tests: some build scripts run again where that differs.
+pub(crate) fn cargo(arguments: &[&str], folder: &Path) {
+    let mut cargo = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
+            cargo.env_remove(name);
+        }
+    }
+    let output = cargo.args(arguments).args(["--quiet", "--locked", "--offline"]).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn runs(program: impl AsRef<OsStr>, arguments: &[&str]) -> bool {

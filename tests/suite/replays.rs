@@ -1,9 +1,11 @@
-//! What Google.Apis.Auth (.NET) sends, request for request: read in its sources, since there is no .NET here to run it. One
-//! connection for all but the first, as its HttpClient keeps it.
+//! Requests of programs that are not everywhere, as they send them: .NET's library, read in its sources since there is no .NET
+//! here to run it, and gcloud, recorded (version 528.0.0).
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tonic_health::ServingStatus;
 
@@ -11,7 +13,7 @@ use crate::support::daemon::{ACCOUNT, TestDaemon};
 use crate::support::http::connect;
 use crate::support::softhsm::SoftHsm;
 
-/// What its HttpClientFactory adds to each request.
+/// What .NET's HttpClientFactory adds to each request.
 const FACTORY: &str = "x-goog-api-client: gl-dotnet/8.0.11 auth/1.68.0\r\nAccept-Encoding: gzip, deflate\r\n\
                        User-Agent: google-api-dotnet-client/1.68.0.0 (gzip)\r\n";
 const FLAVOR: &str = "Metadata-Flavor: Google\r\n";
@@ -51,14 +53,20 @@ impl Client {
     }
 }
 
-#[tokio::test]
-async fn the_requests_of_google_apis_auth_are_answered_as_it_reads_them() {
-    let Some(token) = SoftHsm::new() else { return };
+async fn daemon() -> Option<(SoftHsm, TestDaemon, SocketAddr)> {
+    let token = SoftHsm::new()?;
     let mut daemon = TestDaemon::prepare(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{}", token.toml())));
     daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
     daemon.spawn();
     daemon.wait_for_health(ServingStatus::Serving).await;
     let address = daemon.http();
+    Some((token, daemon, address))
+}
+
+/// Google.Apis.Auth, on one connection for all but the first two, as its HttpClient keeps it.
+#[tokio::test]
+async fn dotnet() {
+    let Some((_token, daemon, address)) = daemon().await else { return };
     let claims = |answer: &str| {
         let answer: Value = serde_json::from_str(answer).unwrap();
         assert!(answer["expires_in"].as_u64().unwrap() > 3_590 && answer["token_type"] == "Bearer", "{answer}");
@@ -108,4 +116,38 @@ async fn the_requests_of_google_apis_auth_are_answered_as_it_reads_them() {
     let (head, exchanged) = client.send("POST /v1/token", &rest);
     assert!(head.starts_with("http/1.1 200 ") && head.contains("content-type: application/json"), "{head}{exchanged}");
     assert_eq!(claims(&exchanged)["scope"], format!("{cloud} {pubsub}"));
+}
+
+/// `gcloud storage sign-url --impersonate-service-account`, whose IAM Credentials endpoint is signetd.
+#[tokio::test]
+async fn gcloud_storage_sign_url() {
+    let Some((_token, daemon, address)) = daemon().await else { return };
+    let accounts = "/computeMetadata/v1/instance/service-accounts";
+    let urllib = "Accept-Encoding: identity\r\nUser-Agent: Python-urllib/3.12\r\nConnection: close\r\n";
+    assert_eq!(Client::new(address).get("/computeMetadata/v1/universe/universe-domain", urllib), "googleapis.com");
+    assert_eq!(Client::new(address).get(&format!("{accounts}/default/email"), urllib), ACCOUNT);
+    assert_eq!(Client::new(address).get(&format!("{accounts}/"), urllib), format!("default/\n{ACCOUNT}/\n"));
+    let identity = "identity?audience=32555940559.apps.googleusercontent.com&format=standard&licenses=FALSE";
+    daemon.claims("k", &Client::new(address).get(&format!("{accounts}/default/{identity}"), urllib));
+
+    let agent = "user-agent: google-cloud-sdk gcloud/528.0.0 command/gcloud.storage.sign-url\r\n\
+                 Accept-Encoding: gzip, deflate\r\nAccept: */*\r\nConnection: keep-alive\r\n";
+    let mut client = Client::new(address);
+    let account: Value =
+        serde_json::from_str(&client.get(&format!("{accounts}/{ACCOUNT}/?recursive=true"), agent)).unwrap();
+    assert_eq!(account["email"], ACCOUNT);
+    let token: Value = serde_json::from_str(&client.get(&format!("{accounts}/{ACCOUNT}/token"), agent)).unwrap();
+    let token = token["access_token"].as_str().unwrap();
+    let text = b"GOOG4-RSA-SHA256\n20261122T111625Z\n20261122/auto/storage/goog4_request\n0ed4ec319f48b710d8307527f2f4b031d925";
+    let body = format!("{{\"payload\": \"{}\"}}", STANDARD.encode(text));
+    let rest = format!(
+        "{agent}Content-Length: {}\r\ncontent-type: application/json\r\nx-goog-api-client: cred-type/mds\r\n\
+         authorization: Bearer {token}\r\n\r\n{body}",
+        body.len()
+    );
+    let (head, answer) =
+        client.send(&format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob?alt=json"), &rest);
+    assert!(head.starts_with("http/1.1 200 ") && head.contains("content-type: application/json"), "{head}{answer}");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    daemon.verify("k", text, &STANDARD.decode(answer["signedBlob"].as_str().unwrap()).unwrap());
 }
