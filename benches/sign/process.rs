@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use signet::config::Config;
 use signet::daemon::DEVICE_PROCESS;
-use signet::device::handle::{Handle, Launcher, SignRequest};
+use signet::device::handle::{Handle, Launcher, SignRequest, Turn};
 use signet::key::Digest;
 use signet::keyring::Keyring;
 
@@ -35,7 +35,7 @@ impl Process {
             algorithm: key.algorithm,
             digest: Digest::of(key.algorithm.hash(), b""),
             deadline: tokio::time::Instant::now() + PATIENCE,
-            uid: 0,
+            turn: Turn::Of(0),
         };
         handle.sign(request.clone()).await.unwrap();
         let (_, device_process) =

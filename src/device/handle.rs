@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::dispatch::Dispatcher;
-use self::queue::Request;
+pub use self::queue::Turn;
+use self::queue::{Message, Request};
 use super::launcher::LauncherProcess;
 use super::wire::{Answer, Work};
 use super::{DeviceConfig, DeviceError};
@@ -48,7 +49,7 @@ impl From<Launcher> for Start {
 /// A device as the daemon knows it. Clones share one device process; when the last is dropped, the process is ended.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    requests: mpsc::UnboundedSender<Request>,
+    requests: mpsc::UnboundedSender<Message>,
     health: watch::Receiver<Health>,
     counters: Arc<Counters>,
 }
@@ -67,7 +68,7 @@ pub struct SignRequest {
     /// When the caller no longer waits.
     pub deadline: Instant,
     /// Whom the job counts for.
-    pub uid: u32,
+    pub turn: Turn,
 }
 
 /// How a device is.
@@ -110,13 +111,20 @@ impl Handle {
     /// # Errors
     /// [`DeviceError`]; never later than the deadline.
     pub async fn sign(&self, request: SignRequest) -> Result<Signature, DeviceError> {
-        let SignRequest { locator, public_key, algorithm, digest, deadline, uid } = request;
+        let SignRequest { locator, public_key, algorithm, digest, deadline, turn } = request;
         let work = Work::Sign { algorithm, digest };
         let (answer, answered) = oneshot::channel();
-        match self.ask(Request { locator, public_key, work, deadline, uid, answer, sent: 0 }, answered).await? {
+        let request = Request { locator, public_key, work, deadline, turn, uid: 0, answer, sent: 0 };
+        match self.ask(request, answered).await? {
             Answer::Sign(signature) => Ok(signature),
             Answer::PublicKey(_) => Err(DeviceError::Integrity("it answered another question".to_owned())),
         }
+    }
+
+    /// Takes note that one more user has joined a turn: the job of it may be his now.
+    pub fn hasten(&self, turn: &Turn) {
+        // Who has stopped serving has answered all.
+        let _ = self.requests.send(Message::Joined(turn.clone()));
     }
 
     /// Makes sure that a key is there and is the recorded one.
@@ -130,9 +138,9 @@ impl Handle {
         deadline: Instant,
     ) -> Result<(), DeviceError> {
         // A check is the daemon's own wish.
-        let uid = nix::unistd::getuid().as_raw();
+        let turn = Turn::Of(nix::unistd::getuid().as_raw());
         let (answer, answered) = oneshot::channel();
-        let request = Request { locator, public_key, work: Work::PublicKey, deadline, uid, answer, sent: 0 };
+        let request = Request { locator, public_key, work: Work::PublicKey, deadline, turn, uid: 0, answer, sent: 0 };
         self.ask(request, answered).await.map(drop)
     }
 
@@ -183,7 +191,7 @@ impl Handle {
             return Err(DeviceError::Late);
         }
         let stopped = || DeviceError::Away("the daemon has stopped serving it".to_owned());
-        self.requests.send(request).map_err(|_closed| stopped())?;
+        self.requests.send(Message::Request(request)).map_err(|_closed| stopped())?;
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(outcome) => outcome.unwrap_or_else(|_closed| Err(stopped())),
             Err(_elapsed) => Err(DeviceError::Late),
@@ -198,4 +206,12 @@ pub(super) struct Counters {
     pub(super) signatures: AtomicU64,
     pub(super) waiting: AtomicUsize,
     pub(super) service_nanos: AtomicU64,
+}
+
+/// Between 0.8 and 1.2 times a duration, so that many daemons don't come back at once.
+fn jittered(duration: Duration) -> Duration {
+    let mut random = [0];
+    // Without randomness there is no jitter, nothing worse.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    duration * (800 + u32::from(random[0]) * 400 / 255) / 1000
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::request::Wanted;
 use super::{Bearer, Key, SignError, Signed};
 use crate::access::Caller;
+use crate::device::handle::Turn;
 use crate::key::{Algorithm, Digest};
 
 /// The minted JWTs, the least recently asked for thrown out when there are too many.
@@ -79,13 +80,18 @@ pub(super) enum Asked {
 
 /// A signature on its way, for those who wait for it.
 #[derive(Clone)]
-pub(super) struct Flight(watch::Receiver<Option<Outcome>>);
+pub(super) struct Flight {
+    /// Whose turn at the device it waits for: they join it.
+    pub(super) turn: Turn,
+    landed: watch::Receiver<Option<Outcome>>,
+}
 
 /// A signature on its way, for the one who makes it. Dropped, it lets the next one who asks sign.
 pub(super) struct Landing {
     pub(super) wanted: Wanted,
     /// Whom it is for.
     pub(super) caller: Caller,
+    pub(super) turn: Turn,
     landed: watch::Sender<Option<Outcome>>,
 }
 
@@ -159,7 +165,7 @@ impl Cache {
 
     /// Keeps what was signed, and tells all who wait what came of it.
     pub(super) fn land(&self, landing: Landing, outcome: Outcome, now: SystemTime) {
-        let Landing { wanted, caller, landed } = landing;
+        let Landing { wanted, caller, landed, .. } = landing;
         let mut slots = self.lock();
         if let Some(slot) = slots.map.get_mut(&wanted) {
             slot.flight = None;
@@ -246,11 +252,11 @@ impl Minted {
 impl Flight {
     /// What came of it; `None` where whoever made it gave up, and nothing is known.
     pub(super) async fn landed(mut self) -> Option<Outcome> {
-        self.0.wait_for(Option::is_some).await.ok()?.clone()
+        self.landed.wait_for(Option::is_some).await.ok()?.clone()
     }
 
     fn is_on_its_way(&self) -> bool {
-        self.0.has_changed().is_ok()
+        self.landed.has_changed().is_ok()
     }
 }
 
@@ -287,9 +293,9 @@ impl Slot {
     }
 
     fn take_off(&mut self, wanted: &Wanted, caller: &Caller) -> Landing {
-        let (landed, flight) = watch::channel(None);
-        self.flight = Some(Flight(flight));
-        Landing { wanted: wanted.clone(), caller: caller.clone(), landed }
+        let ((landed, told), turn) = (watch::channel(None), Turn::shared(caller.uid));
+        self.flight = Some(Flight { turn: turn.clone(), landed: told });
+        Landing { wanted: wanted.clone(), caller: caller.clone(), turn, landed }
     }
 }
 

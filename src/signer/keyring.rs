@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::access::AccountEmail;
 use crate::device::DeviceError;
-use crate::device::handle::{Handle, Health, SignRequest};
+use crate::device::handle::{Handle, Health, SignRequest, Turn};
 use crate::file::StateDir;
 use crate::jwt::certificate;
 use crate::jwt::jwk::PublishedKey;
@@ -254,8 +254,8 @@ impl Key {
     async fn prove(&self, handle: &Handle, deadline: Instant) -> Result<(), DeviceError> {
         let (locator, public_key) = (Arc::clone(&self.locator), Arc::clone(&self.public_key));
         let digest = Digest::of(self.algorithm.hash(), b"signetd: does this key sign?");
-        let uid = nix::unistd::getuid().as_raw();
-        let request = SignRequest { locator, public_key, algorithm: self.algorithm, digest, deadline, uid };
+        let turn = Turn::Of(nix::unistd::getuid().as_raw());
+        let request = SignRequest { locator, public_key, algorithm: self.algorithm, digest, deadline, turn };
         handle.sign(request).await.map(drop)
     }
 
@@ -270,14 +270,14 @@ impl Key {
         algorithm: Algorithm,
         digest: Digest,
         deadline: Instant,
-        uid: u32,
+        turn: Turn,
     ) -> Result<Signature, DeviceError> {
         let Some(handle) = &self.handle else { return Err(self.no_device()) };
         if let Some(fault) = self.fault.load_full() {
             return Err(fault.as_ref().clone());
         }
         let (locator, public_key) = (Arc::clone(&self.locator), Arc::clone(&self.public_key));
-        let signed = handle.sign(SignRequest { locator, public_key, algorithm, digest, deadline, uid }).await;
+        let signed = handle.sign(SignRequest { locator, public_key, algorithm, digest, deadline, turn }).await;
         match &signed {
             Ok(_) => self.standing.proven.store(true, Ordering::Relaxed),
             // Over another algorithm, which a caller chose, the device says nothing about the key.
@@ -287,6 +287,13 @@ impl Key {
             Err(_) => {}
         }
         signed
+    }
+
+    /// Has its device take note that one more user waits for the job of this turn.
+    pub(super) fn hasten(&self, turn: &Turn) {
+        if let Some(handle) = &self.handle {
+            handle.hasten(turn);
+        }
     }
 
     /// How many signatures its device has made: where it makes none, it hangs.

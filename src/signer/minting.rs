@@ -8,10 +8,26 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::audit::Record;
-use super::cache::{Asked, Asker, Landing, Minted};
+use super::cache::{Asked, Asker, Flight, Landing, Minted, Outcome};
 use super::request::Wanted;
-use super::{Bearer, Call, SignError, Signed, Signer};
+use super::{Bearer, Call, Key, SignError, Signed, Signer};
 use crate::access::Permit;
+use crate::device::handle::Turn;
+
+/// A request that was allowed, on its way to a key.
+pub(super) struct Allowed<'a> {
+    pub(super) permit: &'a Permit,
+    /// Whose turn at the device it waits for, and until when.
+    pub(super) turn: Turn,
+    pub(super) deadline: Instant,
+}
+
+impl<'a> Allowed<'a> {
+    /// That of one caller, for which nobody else waits.
+    pub(super) fn alone(call: &Call<'_>, permit: &'a Permit) -> Self {
+        Self { permit, turn: Turn::Of(call.caller.uid), deadline: call.deadline }
+    }
+}
 
 impl Signer {
     /// The JWT as it is cached, or of the one signature that all who ask for it now wait for, each until its deadline.
@@ -23,6 +39,7 @@ impl Signer {
         wanted: &Wanted,
         record: &mut Record,
     ) -> Result<Signed<Bearer>, SignError> {
+        let mut is_first = true;
         let (error, last) = loop {
             let keys = self.keyring.load().active(&wanted.account);
             let ready = keys.iter().any(|key| key.can_sign());
@@ -33,8 +50,10 @@ impl Signer {
                     Ok(minted) => return Ok(minted.signed()),
                     Err(error) => break (error, last),
                 },
-                Asked::Wait(flight, last) => match timeout_at(call.deadline, flight.landed()).await {
+                Asked::Wait(flight, last) => match timeout_at(call.deadline, self.landed(flight, call, &keys)).await {
                     Ok(Some(Ok(minted))) => return Ok(reused(&minted, record)),
+                    // Of those who asked before, perhaps: there may be room for this one.
+                    Ok(Some(Err(SignError::Busy { .. }))) if std::mem::take(&mut is_first) => {}
                     Ok(Some(Err(error))) => break (error, last),
                     // Given up before the device was asked, for a reason that need not be this caller's.
                     Ok(None) => {}
@@ -44,6 +63,14 @@ impl Signer {
         };
         let last = self.cache.last_good(last, SystemTime::now());
         last.map(|minted| reused(&minted, record)).ok_or(error)
+    }
+
+    /// Waits for what another one has signed: in this one's turn, where that comes first.
+    async fn landed(&self, flight: Flight, call: &Call<'_>, keys: &[Arc<Key>]) -> Option<Outcome> {
+        if flight.turn.join(call.caller.uid) {
+            keys.iter().for_each(|key| key.hasten(&flight.turn));
+        }
+        flight.landed().await
     }
 
     /// Has a JWT signed by a task of its own, which goes on when this caller goes away: the others wait for it too.
@@ -56,11 +83,11 @@ impl Signer {
     ) -> Result<Arc<Minted>, SignError> {
         let body = landing.wanted.body.clone().parse()?;
         let (signer, mut second) = (Arc::clone(self), record.again());
-        let (rpc, deadline) = (call.rpc, call.deadline.max(Instant::now() + PATIENCE));
+        let deadline = call.deadline.max(Instant::now() + PATIENCE);
         let (tell, told) = oneshot::channel();
         tokio::spawn(async move {
-            let call = Call { caller: &landing.caller, rpc, account: landing.wanted.account.as_str(), deadline };
-            let outcome = signer.mint(&call, &permit, &body, &mut second).await.map(Arc::new);
+            let allowed = Allowed { permit: &permit, turn: landing.turn.clone(), deadline };
+            let outcome = signer.mint(&allowed, &body, &mut second).await.map(Arc::new);
             // The caller has gone, and said so in its own record; this one tells of the signature, where one was made.
             if let Err((second, Err(_))) = tell.send((second, outcome.clone())) {
                 second.discard();
@@ -111,7 +138,8 @@ impl Signer {
         // Those who wait may have what this caller may have no more: where it is denied, one of them signs.
         let judged = self.judge(&call, landing.wanted.body.clone(), &mut record);
         let Ok((permit, body)) = judged else { return drop(record.finish(judged).await) };
-        let outcome = self.mint(&call, &permit, &body, &mut record).await;
+        let allowed = Allowed { permit: &permit, turn: landing.turn.clone(), deadline };
+        let outcome = self.mint(&allowed, &body, &mut record).await;
         let outcome = record.finish(outcome).await.map(Arc::new);
         self.cache.land(landing, outcome, SystemTime::now());
     }

@@ -33,6 +33,7 @@ pub use error::SignError;
 pub use exchange::{Bearer, Exchanges, TokenEndpoint};
 pub use keyring::{Devices, Key, LiveKeyring};
 use metrics::Signatures;
+use minting::Allowed;
 use rate::Rules;
 use request::Body;
 pub use request::{Bytes, JwtBody};
@@ -146,7 +147,8 @@ impl Signer {
             let algorithm = algorithm.unwrap_or(key.algorithm());
             Ok(ToSign { algorithm, digest: signable.digest(algorithm.hash())?, of: () })
         };
-        let (key, ToSign { algorithm, .. }, value) = self.sign(call, &permit, record, prepare).await?;
+        let allowed = Allowed::alone(call, &permit);
+        let (key, ToSign { algorithm, .. }, value) = self.sign(&allowed, record, prepare).await?;
         Ok(Signed { kid: key.kid().clone(), algorithm, value })
     }
 
@@ -159,7 +161,7 @@ impl Signer {
         let (permit, body) = self.judge(call, body, record)?;
         match body.wanted(&permit).filter(|_| self.cache.is_on()) {
             Some(wanted) => self.cached(call, permit, &wanted, record).await,
-            None => Ok(self.mint(call, &permit, &body, record).await?.signed()),
+            None => Ok(self.mint(&Allowed::alone(call, &permit), &body, record).await?.signed()),
         }
     }
 
@@ -170,14 +172,8 @@ impl Signer {
         Ok((permit, body))
     }
 
-    async fn mint(
-        &self,
-        call: &Call<'_>,
-        permit: &Permit,
-        body: &Body,
-        record: &mut Record,
-    ) -> Result<Minted, SignError> {
-        let issued = SystemTime::now();
+    async fn mint(&self, allowed: &Allowed<'_>, body: &Body, record: &mut Record) -> Result<Minted, SignError> {
+        let (issued, permit) = (SystemTime::now(), allowed.permit);
         let exchange = self.exchanges.get(&permit.account().email).zip(body.grant());
         let prepare = |key: &Key| {
             let unsigned = match exchange {
@@ -186,10 +182,10 @@ impl Signer {
             };
             Ok(ToSign { algorithm: key.algorithm(), digest: unsigned.digest(), of: unsigned })
         };
-        let (key, ToSign { algorithm, digest, of }, signature) = self.sign(call, permit, record, prepare).await?;
+        let (key, ToSign { algorithm, digest, of }, signature) = self.sign(allowed, record, prepare).await?;
         let jwt = of.into_jwt(&signature);
         let bearer = match exchange {
-            Some((endpoint, grant)) => endpoint.exchange(&jwt, grant, permit, call.deadline).await?,
+            Some((endpoint, grant)) => endpoint.exchange(&jwt, grant, permit, allowed.deadline).await?,
             None => jwt.into(),
         };
         Ok(Minted { key, algorithm, digest, bearer, issued })
@@ -198,11 +194,11 @@ impl Signer {
     /// Asks the account's keys in turn: the next one only where the device of the one before can't.
     async fn sign<T>(
         &self,
-        call: &Call<'_>,
-        permit: &Permit,
+        allowed: &Allowed<'_>,
         record: &mut Record,
         prepare: impl Fn(&Key) -> Result<ToSign<T>, SignError>,
     ) -> Result<(Arc<Key>, ToSign<T>, Signature), SignError> {
+        let Allowed { permit, turn, deadline: until } = allowed;
         let mut failure = SignError::no_key();
         let mut keys = self.keyring.load().active(&permit.account().email).into_iter().peekable();
         while let Some(key) = keys.next() {
@@ -214,17 +210,17 @@ impl Signer {
             record.signing(key.kid(), key.device(), &digest);
             // While another can sign, a device that hangs has only a part of the time.
             let deadline = match keys.peek() {
-                Some(next) if next.can_sign() => share_of(call.deadline),
-                _ => call.deadline,
+                Some(next) if next.can_sign() => share_of(*until),
+                _ => *until,
             };
             let (before, began) = (key.signatures(), Instant::now());
-            let signed = key.sign(algorithm, digest, deadline, call.caller.uid).await;
+            let signed = key.sign(algorithm, digest, deadline, turn.clone()).await;
             self.signatures.count(key.device(), permit.operation(), began.elapsed(), &signed);
             match signed {
                 Ok(signature) => return Ok((key, to_sign, signature)),
                 Err(error) => failure = error.into(),
             }
-            let hung = failure == SignError::Late && deadline < call.deadline;
+            let hung = failure == SignError::Late && deadline < *until;
             if failure.is_of_one_device() || (hung && key.signatures() == before) {
                 key.shaken();
             }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::signing::on_softhsm;
 use crate::support::daemon::ACCOUNT;
+use crate::support::eventually;
 use crate::support::fake::{Fake, locator};
 
 /// A signer with a fake device, which counts what it signs.
@@ -123,6 +124,31 @@ async fn ask(
 fn scopes(scopes: &[&str]) -> JwtBody {
     let target = Target::Scopes(scopes.iter().map(|scope| (*scope).to_owned()).collect());
     JwtBody::AccessToken { target, lifetime: None }
+}
+
+/// Who asked first floods the device: whoever shares one of his tokens waits as if he had asked for it alone.
+#[tokio::test]
+async fn a_token_that_a_flooding_user_asked_for_first_is_signed_in_the_turn_of_whoever_waits_for_it() {
+    let stand = Stand::new().await;
+    stand.fake.always("sign", "slow-10");
+    let waiting = || stand.devices.values().next().unwrap().figures().waiting;
+    let half_an_hour = |scope: String| {
+        let lifetime = Some(Duration::from_secs(1800));
+        JwtBody::AccessToken { target: Target::Scopes(vec![scope]), lifetime }
+    };
+    let ask =
+        |uid, scope| tokio::spawn(ask(Arc::clone(&stand.signer), uid, half_an_hour(scope), Duration::from_secs(20)));
+    let mut flood: Vec<_> = (0..200).map(|number| ask(1, number.to_string())).collect();
+    let shared = flood.pop().unwrap();
+    eventually("the flood waits", async || waiting() > 100).await;
+    let before = stand.signatures();
+    let (minted, _) = ask(2, "199".to_owned()).await.unwrap().unwrap();
+    // Two were with the process, one more may have had its turn; the process is at the next by now.
+    let services = stand.signatures() - before;
+    assert!(services <= 5, "{services}");
+    assert_eq!(shared.await.unwrap().unwrap().0, minted, "one signature for both");
+    assert!(waiting() > 100, "the flood still waits");
+    flood.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 /// Not the cache's: what a caller asks beside the key's own algorithm, and the device refuses, says nothing about the key.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::unistd::Pid;
-use signet::device::handle::{Handle, Health, Launcher, SignRequest};
+use signet::device::handle::{Handle, Health, Launcher, SignRequest, Turn};
 use signet::device::{DeviceError, DeviceKind, latch};
 use signet::key::{Algorithm, Digest};
 use tokio::time::{Instant, timeout};
@@ -178,7 +178,7 @@ async fn a_greedy_user_delays_nobody_else() {
         let before = fake.calls("sign");
         // Less than the greedy one's hundred and more take: admission knows whose turn is when.
         let patience = (handle.figures().service_time * 60).max(Duration::from_secs(1));
-        handle.sign(SignRequest { uid: 2000, ..fake.request(b"", patience) }).await.unwrap();
+        handle.sign(SignRequest { turn: Turn::Of(2000), ..fake.request(b"", patience) }).await.unwrap();
         // Two were with the process, one more may have had its turn; the process is at the next by now.
         let services = fake.calls("sign") - before;
         assert!(services <= 5, "{services}");
@@ -196,7 +196,7 @@ async fn a_queue_full_of_one_user_has_room_for_another() {
     ready(&handle).await;
     fake.once("sign", "slow-300");
     let start = |uid| {
-        let (handle, request) = (handle.clone(), SignRequest { uid, ..fake.request(b"", PATIENCE) });
+        let (handle, request) = (handle.clone(), SignRequest { turn: Turn::Of(uid), ..fake.request(b"", PATIENCE) });
         tokio::spawn(async move { handle.sign(request).await })
     };
     // Two with the process, four in the queue.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use signet::device::handle::{Handle, Health, Launcher, SignRequest};
+use signet::device::handle::{Handle, Health, Launcher, SignRequest, Turn};
 use signet::device::{self, Device, DeviceConfig, DeviceError, NewKey, Pkcs11Config, TokenSelector, latch};
 use signet::key::{Algorithm, Digest, Hash, KeyLocator, PublicKey, Signature};
 use tokio::time::{Instant, timeout};
@@ -305,7 +305,7 @@ impl<'a> Served<'a> {
             algorithm: Algorithm::Rs256,
             digest: digest(),
             deadline: Instant::now() + patience,
-            uid: 1000,
+            turn: Turn::Of(1000),
         };
         self.handle.sign(request).await
     }

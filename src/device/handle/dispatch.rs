@@ -18,16 +18,16 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::child::{DeviceProcess, ended, nonsense};
-use super::queue::{Pace, Queue, Request};
+use super::queue::{Message, Pace, Queue, Request};
 use super::suspects::Suspects;
-use super::{Counters, Health, Start};
+use super::{Counters, Health, Start, jittered};
 use crate::device::wire::{self, Answer, Job, Report};
 use crate::device::{DeviceConfig, DeviceError, latch};
 
 pub(super) struct Dispatcher {
     config: DeviceConfig,
     launcher: Start,
-    requests: mpsc::UnboundedReceiver<Request>,
+    requests: mpsc::UnboundedReceiver<Message>,
     queue: Queue,
     pace: Pace,
     phase: Phase,
@@ -77,7 +77,7 @@ impl Dispatcher {
     pub(super) fn new(
         config: DeviceConfig,
         launcher: Start,
-        requests: mpsc::UnboundedReceiver<Request>,
+        requests: mpsc::UnboundedReceiver<Message>,
         health: watch::Sender<Health>,
         counters: Arc<Counters>,
     ) -> Self {
@@ -121,7 +121,7 @@ impl Dispatcher {
                     if count == 0 {
                         return;
                     }
-                    arrived.drain(..).for_each(|request| self.admit(request));
+                    arrived.drain(..).for_each(|message| self.admit(message));
                 }
             }
             self.dispatch();
@@ -133,13 +133,18 @@ impl Dispatcher {
     }
 
     /// Queues a request, or refuses it at once where waiting would be in vain.
-    fn admit(&mut self, request: Request) {
+    fn admit(&mut self, message: Message) {
+        let mut request = match message {
+            Message::Request(request) => request,
+            Message::Joined(turn) => return self.queue.hasten(&turn),
+        };
         if let Health::Down(error) = &*self.health.borrow() {
             return request.answer(Err(error.clone()));
         }
         if self.queue.is_full() {
             self.dispatch();
         }
+        request.uid = self.queue.first_of(&request.turn);
         let wait = self.wait_of(request.uid);
         if self.phase.workers() > 0 && Instant::now() + wait > request.deadline {
             return request.refuse(wait);
@@ -373,14 +378,6 @@ impl Phase {
             _ => 0,
         }
     }
-}
-
-/// Between 0.8 and 1.2 times a duration, so that many daemons don't come back at once.
-fn jittered(duration: Duration) -> Duration {
-    let mut random = [0];
-    // Without randomness there is no jitter, nothing worse.
-    let _ = aws_lc_rs::rand::fill(&mut random);
-    duration * (800 + u32::from(random[0]) * 400 / 255) / 1000
 }
 
 /// How many requests are taken from the channel at once.

@@ -1,7 +1,7 @@
 //! What waits in front of a device, and how long it will.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -11,16 +11,60 @@ use crate::device::DeviceError;
 use crate::device::wire::{Answer, Work};
 use crate::key::{KeyLocator, PublicKey};
 
+/// Whose turn a job waits for.
+#[derive(Clone, Debug)]
+pub enum Turn {
+    /// This user's.
+    Of(u32),
+    /// That of several users, see [`Turn::shared`].
+    OfAny(Arc<Mutex<Vec<u32>>>),
+}
+
+/// What comes to a queue.
+pub(super) enum Message {
+    Request(Request),
+    /// One more user waits for the request of this turn.
+    Joined(Turn),
+}
+
 /// Something that a caller waits for.
 pub(super) struct Request {
     pub(super) locator: Arc<KeyLocator>,
     pub(super) public_key: Arc<PublicKey>,
     pub(super) work: Work,
     pub(super) deadline: Instant,
+    pub(super) turn: Turn,
+    /// In whose turn it is done, as the queue says when it comes.
     pub(super) uid: u32,
     pub(super) answer: oneshot::Sender<Result<Answer, DeviceError>>,
     /// To how many device processes it was sent.
     pub(super) sent: u32,
+}
+
+impl Turn {
+    /// One that others may join: whoever's comes first has the job done for all.
+    #[must_use]
+    pub fn shared(uid: u32) -> Self {
+        Self::OfAny(Arc::new(Mutex::new(vec![uid])))
+    }
+
+    /// Lets one more user wait. False where that is nothing new.
+    #[must_use]
+    pub fn join(&self, uid: u32) -> bool {
+        let Self::OfAny(users) = self else { return false };
+        let mut users = lock(users);
+        let is_new = !users.contains(&uid);
+        users.extend(is_new.then_some(uid));
+        is_new
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::OfAny(one), Self::OfAny(other)) if Arc::ptr_eq(one, other))
+    }
+}
+
+fn lock(users: &Mutex<Vec<u32>>) -> MutexGuard<'_, Vec<u32>> {
+    users.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Request {
@@ -89,10 +133,39 @@ impl Queue {
     /// How many requests would be served before one more of this user.
     pub(super) fn ahead_of(&self, uid: u32) -> usize {
         let own_turn = self.users.iter().position(|user| user.uid == uid).unwrap_or(self.users.len());
-        let own = self.waiting_of(uid);
+        self.before(own_turn, self.waiting_of(uid))
+    }
+
+    /// How many requests are served before that of a user of this place which has so many of its own before it.
+    fn before(&self, own_turn: usize, own: usize) -> usize {
         // By then the others have had as many turns as this user's requests, and those before it in a round one more.
         let turns = |place| own + usize::from(place < own_turn);
         self.users.iter().enumerate().map(|(place, user)| user.waiting.len().min(turns(place))).sum()
+    }
+
+    /// The user of a turn who has the fewest ahead.
+    pub(super) fn first_of(&self, turn: &Turn) -> u32 {
+        match turn {
+            Turn::Of(uid) => *uid,
+            Turn::OfAny(users) => lock(users).iter().copied().min_by_key(|uid| self.ahead_of(*uid)).unwrap_or_default(),
+        }
+    }
+
+    /// Moves the request of a turn to the user whose comes first.
+    pub(super) fn hasten(&mut self, turn: &Turn) {
+        let first = self.first_of(turn);
+        let ahead = self.ahead_of(first);
+        let place = |user: &User| user.waiting.iter().position(|request| request.turn.is_same(turn));
+        let found = self.users.iter().enumerate().find_map(|(own_turn, user)| Some((own_turn, place(user)?)));
+        let Some((own_turn, own)) = found.filter(|(own_turn, own)| ahead < self.before(*own_turn, *own)) else {
+            return;
+        };
+        let Some(user) = self.users.get_mut(own_turn) else { return };
+        let Some(request) = user.waiting.remove(own) else { return };
+        if user.waiting.is_empty() {
+            self.users.remove(own_turn);
+        }
+        self.add(Request { uid: first, ..request });
     }
 
     /// Adds a request. Where the queue is full of requests that somebody waits for, returns the one that has to go: the
@@ -108,11 +181,15 @@ impl Queue {
                 return Some(request);
             }
         }
+        self.add(request);
+        refused
+    }
+
+    fn add(&mut self, request: Request) {
         match self.users.iter_mut().find(|user| user.uid == request.uid) {
             Some(user) => user.waiting.push_back(request),
             None => self.users.push_back(User { uid: request.uid, waiting: [request].into() }),
         }
-        refused
     }
 
     /// Puts back a request that has had its turn in vain, for the next process; or answers it.
@@ -222,6 +299,7 @@ mod tests {
             public_key: Arc::new(PublicKey::from_spki(spki.as_ref()).unwrap()),
             work: Work::PublicKey,
             deadline: Instant::now() + MILLISECOND * 3_600_000,
+            turn: Turn::shared(uid),
             uid,
             answer,
             sent: number,
@@ -276,6 +354,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_several_wait_for_is_done_in_the_first_of_their_turns() {
+        let (mut queue, mut callers) = queue(9, &[GREEDY, GREEDY, GREEDY, OTHER]);
+        let (request, caller) = request(GREEDY, 9);
+        let turn = request.turn.clone();
+        assert!(queue.push(request).is_none());
+        callers.push(caller);
+        assert!(turn.join(OTHER) && !turn.join(OTHER));
+        queue.hasten(&turn);
+        assert!(turn.join(MODEST));
+        assert_eq!(queue.first_of(&turn), MODEST);
+        queue.hasten(&turn);
+        // Who joins later, and would have it later, changes nothing.
+        assert!(turn.join(GREEDY + 10) && queue.first_of(&turn) != GREEDY);
+        queue.hasten(&turn);
+        assert_eq!(order(queue), [(GREEDY, 0), (OTHER, 0), (MODEST, 9), (GREEDY, 1), (GREEDY, 2)]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rsa::{KeyPair as RsaKey, KeySize};
 use aws_lc_rs::signature::{self as sign, EcdsaKeyPair, KeyPair as _};
 use nix::sys::socket::{MsgFlags, send};
-use signet::device::handle::{Handle, Launcher, SignRequest};
+use signet::device::handle::{Handle, Launcher, SignRequest, Turn};
 use signet::device::latch::Tries;
 use signet::device::{
     Device, DeviceConfig, DeviceError, DeviceKind, Opened, Pin, Pkcs11Config, TokenSelector, latch, process,
@@ -147,7 +147,7 @@ impl Fake {
             algorithm,
             digest: Digest::of(algorithm.hash(), message),
             deadline: Instant::now() + patience,
-            uid: 1000,
+            turn: Turn::Of(1000),
         }
     }
 
@@ -309,8 +309,9 @@ impl FakeDevice {
 
 /// The act of the lowest number, taken away; else one that is always there.
 fn next_act(folder: &Path, operation: &str) -> Option<String> {
+    // Without its folder the test has ended.
     let mut acts: Vec<_> = fs::read_dir(folder)
-        .unwrap()
+        .unwrap_or_else(|_gone| std::process::exit(0))
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| name.split('.').next() == Some(operation))
         .collect();
