@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::task::{Context, Poll};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -14,6 +15,10 @@ use tokio::io::unix::AsyncFd;
 /// A descriptor, registered for reading. Calls on it must not block: what they do is for its user.
 #[derive(Debug)]
 pub(crate) struct Readable<T: AsRawFd>(AsyncFd<T>);
+
+/// A second descriptor of a stream, registered for writing.
+#[derive(Debug)]
+pub(crate) struct Writable(AsyncFd<UnixStream>);
 
 impl Readable<OwnedFd> {
     /// Needs a tokio runtime.
@@ -29,9 +34,16 @@ impl Readable<UnixStream> {
         register(stream, Interest::READABLE).map(Self)
     }
 
-    /// A second descriptor of the stream, registered for writing: for the rare time when it takes no more.
-    pub(crate) fn writable(&self) -> io::Result<AsyncFd<UnixStream>> {
-        register(self.get_ref().try_clone()?, Interest::WRITABLE)
+    /// For the rare time when the stream takes no more.
+    pub(crate) fn writable(&self) -> io::Result<Writable> {
+        register(self.get_ref().try_clone()?, Interest::WRITABLE).map(Writable)
+    }
+}
+
+impl Writable {
+    /// Waits until the stream takes more.
+    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_write_ready(cx).map_ok(|mut ready| ready.clear_ready())
     }
 }
 
@@ -46,6 +58,7 @@ impl<T: AsRawFd> Deref for Readable<T> {
 
 #[allow(unsafe_code, reason = "tokio asks for a promise that the type could give")]
 fn register<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: both kinds of owner keep one descriptor open for as long as they live, and nobody gets a mutable reference.
+    // SAFETY: both kinds of owner keep one descriptor open for as long as they live, and nobody gets a mutable reference to
+    // one, nor to what it is registered as.
     unsafe { AsyncFd::register_with_interest(owner, interest) }.map_err(Into::into)
 }

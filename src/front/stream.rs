@@ -9,10 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::readable::Readable;
+use crate::readable::{Readable, Writable};
 
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -23,7 +22,7 @@ pub(super) struct Stream {
     /// Whether the others have had their turn since something was written.
     yielded: bool,
     /// While the socket takes no more.
-    full: Option<AsyncFd<UnixStream>>,
+    full: Option<Writable>,
 }
 
 impl Stream {
@@ -48,7 +47,7 @@ impl Stream {
                         Some(full) => full,
                         None => self.socket.writable()?,
                     };
-                    ready!(self.full.insert(full).poll_write_ready(cx))?.clear_ready();
+                    ready!(self.full.insert(full).poll_ready(cx))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
             }
