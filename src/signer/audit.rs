@@ -4,6 +4,8 @@
 //! is possible again.
 
 mod log;
+#[cfg(all(test, feature = "model"))]
+mod model;
 mod refusals;
 mod writer;
 

@@ -474,6 +474,76 @@ mod tests {
         assert_eq!(cache.figures(), CacheFigures { misses: 6, entries: 1, ..CacheFigures::default() });
     }
 
+    /// Callers who ask, wait, give up, fail and hang up, in thousands of orders. Whatever they do, one signs at a time, and all
+    /// who stay are answered.
+    #[cfg(feature = "model")]
+    #[test]
+    fn model_one_signs_at_a_time_and_nobody_waits_for_ever() {
+        use shuttle::future::{block_on, spawn, yield_now};
+        use std::sync::atomic::AtomicUsize;
+
+        /// A signature that is being made; over when it is dropped.
+        struct Signing<'a>(&'a AtomicUsize);
+
+        impl Drop for Signing<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+
+        async fn asks(cache: &Cache, key: &Arc<Key>, signing: &AtomicUsize, signed: &AtomicUsize, number: usize) {
+            for round in 0.. {
+                match ask(cache, "s", 0, std::slice::from_ref(key), true) {
+                    Asked::Hit(_) => return,
+                    Asked::Wait(flight, _) => match flight.landed().await {
+                        Some(Ok(_)) => return,
+                        Some(Err(_)) | None => {}
+                    },
+                    Asked::Sign(landing, _) => {
+                        assert_eq!(signing.fetch_add(1, Ordering::Relaxed), 0, "two sign at once");
+                        let _over = Signing(signing);
+                        yield_now().await;
+                        match number {
+                            // The first gives up once, the second fails once.
+                            0 if round == 0 => drop(landing),
+                            1 if round == 0 => cache.land(landing, Err(SignError::Withheld), at(0)),
+                            _ => {
+                                signed.fetch_add(1, Ordering::Relaxed);
+                                cache.land(landing, Ok(minted(key, 0)), at(0));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+
+        let key = key("k");
+        shuttle::check_random(
+            move || {
+                let cache = Arc::new(Cache::new(10));
+                let (signing, signed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+                let mut callers: Vec<_> = (0..4)
+                    .map(|number| {
+                        let (cache, key) = (Arc::clone(&cache), Arc::clone(&key));
+                        let (signing, signed) = (Arc::clone(&signing), Arc::clone(&signed));
+                        spawn(async move { asks(&cache, &key, &signing, &signed, number).await })
+                    })
+                    .collect();
+                block_on(async {
+                    yield_now().await;
+                    // The last hangs up wherever it is.
+                    callers.pop().unwrap().abort();
+                    for caller in callers {
+                        caller.await.unwrap();
+                    }
+                });
+                assert_eq!(signed.load(Ordering::Relaxed), 1);
+                assert_eq!(cache.figures().entries, 1);
+            },
+            3_000,
+        );
+    }
+
     #[test]
     fn the_least_recently_used_go_when_there_are_too_many() {
         let keys = [key("k")];

@@ -4,11 +4,15 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use std::task::Poll;
 use std::time::{Duration, Instant};
+#[cfg(not(feature = "model"))]
+use std::{sync, thread};
 
+#[cfg(feature = "model")]
+use shuttle::{sync, thread};
+use sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use tokio::sync::oneshot;
 
 use super::super::metrics::Requests;
@@ -31,6 +35,8 @@ struct Log {
     fsync: Fsync,
     /// Whether the last record could be written.
     writable: AtomicBool,
+    /// Whether the thread is no more: then nothing is synced, and so nothing is to be signed.
+    ended: AtomicBool,
     /// How many messages wait for the thread.
     waiting: AtomicUsize,
     refusals: Refusals,
@@ -62,12 +68,12 @@ impl Writer {
     /// Opens the log and starts the thread.
     pub(super) fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
         let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None, lost: false });
-        let (writable, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
+        let (writable, ended, waiting) = (AtomicBool::new(true), AtomicBool::new(false), AtomicUsize::new(0));
         let (refusals, requests) = (Refusals::new(), Requests::new());
-        let log = Arc::new(Log { open, fsync, writable, waiting, refusals, requests });
+        let log = Arc::new(Log { open, fsync, writable, ended, waiting, refusals, requests });
         let (messages, received) = mpsc::channel();
         let thread = Thread { log: Arc::clone(&log), messages: received };
-        std::thread::Builder::new()
+        thread::Builder::new()
             .name("audit".to_owned())
             .spawn(|| thread.run())
             .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
@@ -80,7 +86,7 @@ impl Writer {
     }
 
     pub(super) fn is_writable(&self) -> bool {
-        self.log.writable.load(Ordering::Acquire)
+        self.log.writable.load(Ordering::Acquire) && !self.log.ended.load(Ordering::Acquire)
     }
 
     /// Whether so much waits that there is no hope.
@@ -143,10 +149,7 @@ impl Writer {
     /// Adds a record to those that are written next; hands it back where that is for the thread.
     fn add(&self, entry: Box<Entry>) -> Result<Added<'_>, Box<Entry>> {
         let log = &self.log;
-        if log.fsync == Fsync::Always
-            || log.waiting.load(Ordering::Acquire) > 0
-            || !log.writable.load(Ordering::Acquire)
-        {
+        if log.fsync == Fsync::Always || log.waiting.load(Ordering::Acquire) > 0 || !self.is_writable() {
             return Err(entry);
         }
         let Some(mut open) = log.try_lock().filter(|open| !open.file.may_rotate()) else { return Err(entry) };
@@ -276,12 +279,12 @@ impl Log {
     }
 }
 
-/// Without the thread nothing is synced any more: then nothing is signed either.
+/// Tells that the thread has ended, however it does.
 struct Ended(Arc<Log>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.0.writable.store(false, Ordering::Release);
+        self.0.ended.store(true, Ordering::Release);
     }
 }
 
@@ -360,5 +363,22 @@ impl Writer {
     pub(super) fn hang(&mut self) -> impl Sized + use<> {
         let (messages, hangs) = mpsc::channel();
         (std::mem::replace(&mut self.messages, messages), hangs)
+    }
+}
+
+#[cfg(all(test, not(feature = "model")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_its_thread_the_log_counts_as_unwritable_whatever_is_written_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let rotation = Rotation { max_size: u64::MAX, keep: 1 };
+        let writer = Writer::open(&folder.path().join("audit.log"), Fsync::Never, rotation).unwrap();
+        assert!(writer.is_writable());
+        drop(Ended(Arc::clone(&writer.log)));
+        // Whoever had begun to write when the thread ended.
+        assert!(writer.log.tell(&writer.log.lock(), &Ok(())));
+        assert!(!writer.is_writable());
     }
 }
