@@ -201,6 +201,10 @@ fn head(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
         end += line.len();
         let Some(text) = line.strip_suffix(b"\n") else { break };
         let text = text.strip_suffix(b"\r").ok_or(Malformed)?;
+        // A fragment is no part of a request; hyper would drop it.
+        if end == line.len() && text.contains(&b'#') {
+            return Err(Malformed);
+        }
         if text.is_empty() {
             return if lengths > 1 || end > LONGEST_HEAD { Err(Malformed) } else { Ok(Some(end)) };
         }
