@@ -4,6 +4,7 @@ using Google.Apis.Http;
 
 /// <summary>
 /// Application default credentials, unchanged: what every Google library in .NET does by itself.
+/// Not run with Google's library yet: see ../README.md.
 /// <code>
 /// eval "$(signetctl env)"
 /// dotnet run -p:StartupObject=Adc -- https://pubsub.googleapis.com/v1/projects/PROJECT/topics

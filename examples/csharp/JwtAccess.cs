@@ -11,6 +11,7 @@ using Newtonsoft.Json.Linq;
 /// <summary>
 /// A JWT access token for one service, attached to each request by the library. Needs the operation sign-jwt for that
 /// audience.
+/// Not run with Google's library yet: see ../README.md.
 /// <code>
 /// eval "$(signetctl env)"
 /// dotnet run -p:StartupObject=JwtAccess -- EMAIL https://pubsub.googleapis.com/ \

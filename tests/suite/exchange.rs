@@ -19,7 +19,7 @@ use tonic_health::ServingStatus;
 use tonic_types::StatusExt as _;
 
 use crate::support::daemon::{ACCOUNT, TestDaemon};
-use crate::support::skip;
+use crate::support::languages::{self, root};
 use crate::support::softhsm::SoftHsm;
 
 /// A daemon whose account has a token endpoint, and the endpoint.
@@ -44,10 +44,9 @@ impl Drop for Endpoint {
 
 impl Endpoint {
     /// Starts it in the daemon's folder; returns its address too.
-    fn start(daemon: &TestDaemon) -> (Self, String) {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut command = Command::new(root.join("target/verifiers/bin/python"));
-        command.arg(root.join("tests/clients/python/token_server.py")).arg(daemon.folder());
+    fn start(python: &Path, daemon: &TestDaemon) -> (Self, String) {
+        let mut command = Command::new(python);
+        command.arg(root("tests/clients/python/token_server.py")).arg(daemon.folder());
         command.arg(daemon.state().join("certificates/k.pem")).arg(ACCOUNT);
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
@@ -70,15 +69,12 @@ impl Stand {
     }
 
     async fn with(exchange: &str, rule: &str, prepare: impl FnOnce(&TestDaemon, Command) -> Command) -> Option<Self> {
-        if !Path::new(env!("CARGO_MANIFEST_DIR")).join("target/verifiers/bin/python").exists() {
-            skip("target/verifiers (run scripts/deps)", "python3-venv");
-            return None;
-        }
+        let python = languages::python()?;
         let token = SoftHsm::new()?;
         let config = TestDaemon::config(&token.toml());
         let mut daemon = TestDaemon::prepare(&config);
         daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
-        let (endpoint, address) = Endpoint::start(&daemon);
+        let (endpoint, address) = Endpoint::start(&python, &daemon);
         let table =
             format!("default = true\n[account.exchange]\nmode = \"jwt-bearer\"\ntoken_uri = {address:?}\n{exchange}");
         // No rule that limits what is signed allows digests.
@@ -183,7 +179,8 @@ async fn what_passes_is_tried_again_and_what_does_not_is_told_once() {
     let status = stand.access("unknown-scope", PATIENCE).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(!status.message().contains("quoted"), "{status}");
-    assert!(stand.daemon.log().contains("quoted: unknown-scope"), "the operator sees what it said");
+    // The operator sees what it said.
+    stand.daemon.wait_for_log("quoted: unknown-scope");
 }
 
 #[tokio::test]

@@ -24,8 +24,8 @@ use signet::signer::{Audit, Bytes, Cache, Call, Devices, JwtBody, LiveKeyring, S
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::support;
 use crate::support::fake::{Fake, locator};
+use crate::support::languages;
 
 const EMAIL: &str = "app@project.iam.gserviceaccount.com";
 const HEADER: &str = r#"{"alg":"RS256","typ":"JWT","kid":"k"}"#;
@@ -243,10 +243,7 @@ async fn a_rule_for_short_lifetimes_makes_no_long_ones_through_a_blob() {
 /// which the library reads.
 #[test]
 fn no_library_accepts_a_jwt_in_what_is_signed_as_a_blob() {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/verifiers/bin/python");
-    if !python.exists() {
-        return support::skip("target/verifiers (run scripts/deps)", "python3-venv");
-    }
+    let Some(python) = languages::python() else { return };
     let account: AccountEmail = EMAIL.parse().unwrap();
     let now = SystemTime::now();
     let blobs = mutants(MUTANTS, now);

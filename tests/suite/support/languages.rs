@@ -14,8 +14,7 @@ pub(crate) fn root(path: &str) -> PathBuf {
 /// Python with the libraries of tests/clients/python/requirements.txt.
 pub(crate) fn python() -> Option<PathBuf> {
     let python = root("target/verifiers/bin/python");
-    let imports = ["-c", "import google.cloud.iam_credentials_v1, google.cloud.storage"];
-    there(runs(&python, &imports), "target/verifiers (run scripts/deps)", "python3-venv")?;
+    there(python.exists(), "target/verifiers (run scripts/deps)", "python3-venv")?;
     Some(python)
 }
 
