@@ -83,27 +83,27 @@ impl Library {
         Self { name, process, lines, answers }
     }
 
-    /// Those that are installed.
-    fn all(daemon: &TestDaemon) -> Vec<Self> {
+    /// Those that are installed, led by `signetctl env` with these arguments.
+    fn all(daemon: &TestDaemon, env: &str) -> Vec<Self> {
         let mut all = Vec::new();
         let text = |path: std::path::PathBuf| path.into_os_string().into_string().unwrap();
         let programs = daemon.folder().join("go");
         if languages::go("tests/clients/go", &programs).is_some() {
-            all.push(Self::start("go", daemon.led("", &[&text(programs.join("tokens"))])));
+            all.push(Self::start("go", daemon.led(env, &[&text(programs.join("tokens"))])));
         }
         if let Some(folder) = languages::node() {
             // It looks for libraries beside the program.
             let program = folder.join("tokens.mjs");
             std::fs::copy(root("tests/clients/node/tokens.mjs"), &program).unwrap();
-            all.push(Self::start("node", daemon.led("", &["node", &text(program)])));
+            all.push(Self::start("node", daemon.led(env, &["node", &text(program)])));
         }
         if let Some(libraries) = languages::java() {
             let program = text(root("tests/clients/java/Tokens.java"));
-            all.push(Self::start("java", daemon.led("", &["java", "-cp", &libraries, &program])));
+            all.push(Self::start("java", daemon.led(env, &["java", "-cp", &libraries, &program])));
         }
         if let Some(python) = languages::python() {
             let program = text(root("tests/clients/python/tokens.py"));
-            all.push(Self::start("python", daemon.led("", &[&text(python), &program])));
+            all.push(Self::start("python", daemon.led(env, &[&text(python), &program])));
         }
         all
     }
@@ -145,7 +145,7 @@ async fn googles_libraries_get_what_the_rules_allow_while_a_tpm_goes_and_comes_b
     daemon.spawn();
     daemon.wait_for_health(ServingStatus::Serving).await;
     let address = daemon.settle_http();
-    let libraries = &mut Library::all(&daemon)[..];
+    let libraries = &mut Library::all(&daemon, "")[..];
     let claims = |kid: &str, answers: Vec<Answer>| -> Vec<(&'static str, Value)> {
         let verified = |(name, answer): Answer| match answer {
             Ok(token) => (name, daemon.claims(kid, &token)),
@@ -173,6 +173,16 @@ async fn googles_libraries_get_what_the_rules_allow_while_a_tpm_goes_and_comes_b
     }
     for (name, claims) in claims("second", ask(libraries, &format!("account {SECOND} {pubsub}"))) {
         assert_eq!((&claims["iss"], &claims["scope"]), (&SECOND.into(), &pubsub.clone().into()), "{name}");
+    }
+    // Or a credentials file names it, for all but Java's.
+    let file = |name: &str| daemon.folder().join(name).into_os_string().into_string().unwrap();
+    let (credentials, subject) = (file("credentials.json"), file("subject"));
+    daemon.signetctl(&["subject-token", "--user", &nix::unistd::geteuid().to_string(), "--out", &subject]);
+    let env = format!("--external-account {credentials} --subject-token {subject} --account {SECOND}");
+    let mut by_file = Library::all(&daemon, &env);
+    by_file.retain(|library| library.name != "java");
+    for (name, claims) in claims("second", ask(&mut by_file, &format!("access {pubsub}"))) {
+        assert_eq!(claims["iss"], SECOND, "{name}");
     }
     refused(ask(libraries, &format!("access {}", scope("drive"))), "not allowed");
 

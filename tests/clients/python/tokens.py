@@ -10,7 +10,6 @@ from google.auth.transport.requests import Request
 from google.oauth2 import id_token
 
 REQUEST = Request()
-ACCOUNTS = f"http://{os.environ['GCE_METADATA_HOST']}/v1/projects/-/serviceAccounts/"
 last = None
 
 
@@ -31,8 +30,9 @@ def answer(verb, *arguments):
         return id_token.fetch_id_token(REQUEST, *arguments)
     # Its metadata credentials ask for the default account's tokens, whatever they are told.
     source, _ = google.auth.default(scopes=arguments[1:])
-    override = f"{ACCOUNTS}{arguments[0]}:generateAccessToken"
-    return token_of(impersonated_credentials.Credentials(source, *arguments[:1], arguments[1:], iam_endpoint_override=override))
+    email, *scopes = arguments
+    override = f"http://{os.environ['GCE_METADATA_HOST']}/v1/projects/-/serviceAccounts/{email}:generateAccessToken"
+    return token_of(impersonated_credentials.Credentials(source, email, scopes, iam_endpoint_override=override))
 
 
 for line in sys.stdin:
