@@ -32,7 +32,15 @@ impl Machine {
             ("Signet", format!("{} ({commit})", env!("CARGO_PKG_VERSION"))),
             ("rustc", said("rustc", &["--version"]).trim_start_matches("rustc ").to_owned()),
             ("SoftHSM", said("softhsm2-util", &["--version"])),
-            ("swtpm", said("swtpm", &["--version"]).replace("TPM emulator version ", "")),
+            (
+                "swtpm",
+                said("swtpm", &["--version"])
+                    .replace("TPM emulator version ", "")
+                    .split(',')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+            ),
             ("tpm2-tss", said("pkg-config", &["--modversion", "tss2-esys"])),
             ("OpenSSL", said("openssl", &["version"]).trim_start_matches("OpenSSL ").to_owned()),
         ];

@@ -11,7 +11,7 @@ use crate::daemon::{Ask, Daemon};
 use crate::figure::Figure;
 use crate::process::Process;
 use crate::raw::Raw;
-use crate::slice::{Load, Part, Slice, memory};
+use crate::slice::{Load, Part, Slice, memory, pages};
 use crate::stand::{Backend, Kind, Stand};
 
 /// How often, and for how long.
@@ -284,23 +284,21 @@ impl Meter {
     }
 
     fn memory(&mut self, stand: &Stand, daemon: &Daemon, when: &str, goal: Option<(f64, f64)>) {
-        let processes: Vec<_> = daemon.processes().into_iter().map(|(part, pid)| (part, memory(pid))).collect();
-        let of = |wanted: Option<Part>| {
-            let chosen = processes.iter().filter(|(part, _)| wanted.is_none_or(|wanted| *part == wanted));
-            chosen.fold((0.0, 0.0), |(rss, pss), (_, more)| (rss + more.0, pss + more.1))
-        };
-        let mut add = |who: &str, (rss, pss): (f64, f64), goal: Option<(f64, f64)>| {
-            let figure = Figure::new(stand, format!("RSS {when}, {who}"), "MiB", vec![rss]);
-            self.figures.push(match goal {
-                Some((must, aim)) => figure.at_most(must, aim),
-                None => figure,
-            });
-            self.figures.push(Figure::new(stand, format!("PSS {when}, {who}"), "MiB", vec![pss]));
-        };
-        add("all processes", of(None), goal);
-        for part in [Part::Daemon, Part::Launcher, Part::Device] {
-            add(part.name(), of(Some(part)), None);
+        let processes = daemon.processes();
+        let together = pages(processes.iter().map(|(_, pid)| *pid));
+        let together =
+            Figure::new(stand, format!("memory {when}, all processes, each page once"), "MiB", vec![together]);
+        self.add(match goal {
+            Some((must, aim)) => together.at_most(must, aim),
+            None => together,
+        });
+        let mut sum = 0.0;
+        for (part, pid) in processes {
+            let memory = memory(pid);
+            sum += memory;
+            self.add(Figure::new(stand, format!("RSS {when}, {}", part.name()), "MiB", vec![memory]));
         }
+        self.add(Figure::new(stand, format!("RSS {when}, sum"), "MiB", vec![sum]));
     }
 
     fn cpu(&mut self, stand: &Stand, layer: &str, slices: &[&Slice]) {

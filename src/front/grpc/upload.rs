@@ -27,15 +27,16 @@ impl Uploads {
     /// answer is no more either.
     pub(super) fn count(&self, user: User, body: Body, until: Instant) -> (Body, Arc<Share>) {
         let share = Arc::new(self.0.begin(user));
-        let until = Box::pin(tokio::time::sleep_until(until));
-        (Body::new(Counted { body, share: Arc::clone(&share), until }), share)
+        (Body::new(Counted { body, share: Arc::clone(&share), until, patience: None }), share)
     }
 }
 
 struct Counted {
     body: Body,
     share: Arc<Share>,
-    until: Pin<Box<Sleep>>,
+    until: Instant,
+    /// Only of a body that does not come at once.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl http_body::Body for Counted {
@@ -43,10 +44,11 @@ impl http_body::Body for Counted {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.until.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Err(status::of(&SignError::Late))));
-        }
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            let until = self.until;
+            let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            return patience.as_mut().poll(cx).map(|()| Some(Err(status::of(&SignError::Late))));
+        };
         let arrived = match &frame {
             Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
