@@ -104,8 +104,8 @@ impl Plan {
     pub(crate) fn slices_of(self, backend: &Backend, kind: Kind) -> usize {
         match backend {
             _ if kind != Kind::USUAL => FEW_CLIENTS.len() * self.short().slices(2),
-            Backend::SoftHsm => CLIENTS.len() * self.slices(3) + 4 * self.slices(1) + 2 * self.pairs,
-            _ => CLIENTS.len() * self.slices(3) + self.slices(1),
+            Backend::SoftHsm => (CLIENTS.len() + 1) * self.slices(3) + 3 * self.slices(1) + 2 * self.pairs,
+            _ => (CLIENTS.len() + 1) * self.slices(3),
         }
     }
 }
@@ -152,7 +152,7 @@ impl Meter {
                 self.curves(stand, &seen[1], clients);
             }
         }
-        self.latency(stand, &raw, &daemon).await;
+        self.latency(stand, &raw, &process, &daemon).await;
         if stand.backend == Backend::SoftHsm {
             self.cached(stand, &daemon).await;
         }
@@ -197,15 +197,19 @@ impl Meter {
         seen
     }
 
-    /// A lone client that rests between its requests, against a bare device that rests as long.
-    async fn latency(&mut self, stand: &Stand, raw: &Raw, daemon: &Daemon) {
+    /// A lone client that rests between its requests, against a bare device that rests as long. What the way takes without
+    /// the device, and the device's process without the way, tell where the time goes.
+    async fn latency(&mut self, stand: &Stand, raw: &Raw, process: &Process, daemon: &Daemon) {
         self.say(stand, "latency of a client with pauses");
         let load = Load { gap: PAUSE, ..self.load(1) };
-        let seen = self.alternate(Layer::Bare(raw), &[Layer::Served(daemon, Ask::Signature)], &load).await.remove(0);
-        let added = seen.iter().map(|pair| (pair.own.percentile(50.0) - pair.base.percentile(50.0)) * 1e6).collect();
+        let layers =
+            [Layer::Served(daemon, Ask::Signature), Layer::Alone(process), Layer::Served(daemon, Ask::Nothing)];
+        let seen = self.alternate(Layer::Bare(raw), &layers, &load).await;
+        let added = seen[0].iter().map(|pair| (pair.own.percentile(50.0) - pair.base.percentile(50.0)) * 1e6).collect();
         self.add(Figure::new(stand, "added p50, 1 client with pauses of 5 ms", "us", added).at_most(200.0, 90.0));
-        let [bare, served] = self.curves(stand, &seen, 1);
-        for (name, slice) in [(BARE, bare), (SERVED, served)] {
+        let [bare, served] = self.curves(stand, &seen[0], 1);
+        let others = [1, 2].map(|layer: usize| Slice::sum(seen[layer].iter().map(|pair| &pair.own)));
+        for (name, slice) in [BARE, SERVED, ALONE, NOTHING].iter().zip([bare, served].iter().chain(&others)) {
             for percent in [50.0, 99.0, 99.9] {
                 let value = vec![slice.percentile(percent) * 1e6];
                 self.add(Figure::new(stand, format!("{name}: p{percent}, 1 client with pauses of 5 ms"), "us", value));
