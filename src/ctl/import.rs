@@ -97,7 +97,7 @@ fn bounded(source: impl io::Read) -> Result<Zeroizing<Vec<u8>>, Failure> {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Imported, Failure> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Imported, Failure> {
     let binary = || {
         Failure::usage("it is neither a JSON key nor a PEM file")
             .hint("for a DER file: openssl pkey -inform DER -in FILE -out key.pem")

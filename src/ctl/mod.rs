@@ -58,6 +58,15 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Reads a key file's bytes as `key import` does; the error is what a person would be told. For `fuzz/` alone.
+///
+/// # Errors
+/// Where it is no key that is taken.
+#[cfg(fuzzing)]
+pub fn read_key_file(bytes: &[u8]) -> Result<(), String> {
+    import::parse(bytes).map(drop).map_err(|failure| failure.to_string())
+}
+
 /// What devices warn of: it is not part of any error, and a person must know of it all the same.
 fn log_to_stderr(quiet: bool) {
     let level = if quiet { LevelFilter::ERROR } else { LevelFilter::WARN };

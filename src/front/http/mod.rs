@@ -163,6 +163,25 @@ impl Front {
     }
 }
 
+/// The requests of a connection that pass [`Strict`] and the guard, as method and target. For `fuzz/` alone.
+#[cfg(fuzzing)]
+pub async fn admitted(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) -> Vec<String> {
+    let (stream, progress) = Strict::new(stream);
+    let admitted = std::sync::Mutex::new(Vec::new());
+    let service = service_fn(|request: Request<Incoming>| {
+        progress.begins(request.body().size_hint().exact().unwrap_or_default());
+        let reply = guard::admit(&request).map_or_else(Reply::from, |()| {
+            let target = format!("{} {}", request.method(), request.uri());
+            admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(target);
+            reply::text(StatusCode::OK, "ok\n")
+        });
+        progress.ends();
+        async move { Ok::<_, Infallible>(reply) }
+    });
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    admitted.into_inner().unwrap_or_default()
+}
+
 impl Asked {
     fn call<'a>(&'a self, rpc: &'static str, account: &'a str) -> Call<'a> {
         Call { caller: &self.peer.caller, rpc, account, deadline: Instant::now() + PATIENCE }

@@ -173,6 +173,11 @@ pub(crate) fn launcher() -> Launcher {
 #[test]
 #[ignore = "the fake's device process: started by the tests that need it"]
 fn device_process() {
+    serve();
+}
+
+/// Is the device process that was started by [`launcher`].
+pub(crate) fn serve() -> ! {
     // It stands at standard input, but not for long.
     PIPE.set(std::io::stdin().as_fd().try_clone_to_owned().unwrap()).unwrap();
     std::process::exit(process::run(None, open).into());
