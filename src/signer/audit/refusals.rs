@@ -1,5 +1,6 @@
 //! Requests of which nothing was allowed. A few have a line of their own; those beyond are counted, and have one line
-//! together every second, or else whoever is refused again and again could push older records out. Their answers wait for it.
+//! together every half a second, or else whoever is refused again and again could push older records out. Their answers wait
+//! for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -138,7 +139,7 @@ const ALONE_OF_A_USER: u32 = 100;
 const ALONE: u32 = 200;
 const WINDOW: Duration = Duration::from_secs(600);
 /// How often the others have one together.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(500);
 /// So that the line has an end, whatever callers do.
 const MOST_KINDS: usize = 16;
 

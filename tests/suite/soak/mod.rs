@@ -368,7 +368,12 @@ fn unaudited(stage: &Stage<'_>, answers: &Answers) -> u64 {
     let mut missing = signed.filter(|digest| !digests.contains(digest)).count() as u64;
     let mut answered = BTreeMap::<String, u64>::new();
     for (kind, count) in &answers.kinds {
-        let kind = kind.replace("Digest ", "SignBlob ").replace("BadClaims ", "SignJwt ");
+        // What is refused is recorded as that, also where its line came too late for the caller.
+        let kind = match kind.as_str() {
+            "Digest DEADLINE_EXCEEDED" => "SignBlob NOT_ALLOWED".to_owned(),
+            "BadClaims DEADLINE_EXCEEDED" => "SignJwt INVALID_REQUEST".to_owned(),
+            kind => kind.replace("Digest ", "SignBlob ").replace("BadClaims ", "SignJwt "),
+        };
         // Public keys are everybody's, what was not answered was told to nobody, and without a log nothing is begun.
         let open = ["GetPublic", "hung up", "connection lost"].iter().any(|open| kind.starts_with(open));
         if !open && !kind.ends_with("no answer") && !kind.ends_with("AUDIT_UNWRITABLE") {
