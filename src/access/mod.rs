@@ -113,3 +113,25 @@ impl From<UniqueId> for String {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is no service-account email such as app@project.iam.gserviceaccount.com")]
 pub struct InvalidEmail(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emails_and_unique_ids_have_nothing_else_in_them() {
+        let email = |text: &str| text.parse::<AccountEmail>().map(String::from);
+        for good in ["a@b", "A.z-0_+@b.c", &format!("a@{}", "x".repeat(252))] {
+            assert_eq!(email(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "a", "@", "a@", "@b", "a@b@c", "a b@c", "a@b c", "\u{e9}@b", &format!("a@{}", "x".repeat(253))]
+        {
+            assert!(email(bad).is_err(), "{bad:?}");
+        }
+        for (text, is_id) in
+            [("1", true), (&"1".repeat(30), true), (&"1".repeat(31), false), ("", false), ("1a", false)]
+        {
+            assert_eq!(text.parse::<UniqueId>().is_ok(), is_id, "{text:?}");
+        }
+    }
+}

@@ -227,5 +227,8 @@ mod tests {
             "Load: this key is sealed to another TPM, or the TPM was cleared (0x1df)"
         );
         assert_eq!(pkcs11(0xa0, "C_Login").to_string(), "the PIN was refused: C_Login: the PIN is wrong (0xa0)");
+        let said = |code| pkcs11(code, "C_Sign").to_string();
+        assert!(said(0x8000_0000).contains("an error of this vendor's own"), "{}", said(0x8000_0000));
+        assert!(said(0x7fff_ffff).contains("an unexpected error"), "{}", said(0x7fff_ffff));
     }
 }
