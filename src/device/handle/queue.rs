@@ -279,6 +279,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::handle::{Handle, Health};
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -403,6 +404,28 @@ mod tests {
         let (queue, mut callers) = self::queue(4, &[GREEDY, GREEDY, MODEST]);
         callers.remove(0);
         assert_eq!(order(queue), [(GREEDY, 1), (MODEST, 0)]);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_passes_in_the_queue_is_no_fault_of_the_device() {
+        let (requests, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let (_published, health) = tokio::sync::watch::channel(Health::Ready);
+        let handle = Handle { requests, health, counters: Arc::default() };
+        let (request, caller) = request(MODEST, 0);
+        let deadline = Instant::now() + MILLISECOND * 5;
+        let asked = handle.ask(Request { deadline, ..request }, caller);
+        let served = async {
+            let Some(Message::Request(request)) = received.recv().await else { panic!("nothing was asked") };
+            let mut queue = Queue::new(4);
+            assert!(queue.push(request).is_none());
+            // Without a pause, so that the queue sees it before the caller's timer does.
+            while Instant::now() < deadline {
+                std::hint::spin_loop();
+            }
+            assert!(queue.pop().is_none());
+        };
+        let (answer, ()) = tokio::join!(asked, served);
+        assert!(matches!(answer, Err(DeviceError::Late)), "{:?}", answer.err());
     }
 
     #[test]
