@@ -208,12 +208,12 @@ impl Signer {
                 return Err(SignError::invalid("algorithm", format!("this account's key can't sign {algorithm}")));
             }
             record.signing(key.kid(), key.device(), &digest);
+            let (before, began) = (key.signatures(), Instant::now());
             // While another can sign, a device that hangs has only a part of the time.
             let deadline = match keys.peek() {
                 Some(next) if next.can_sign() => share_of(*until),
                 _ => *until,
             };
-            let (before, began) = (key.signatures(), Instant::now());
             let signed = key.sign(algorithm, digest, deadline, turn.clone()).await;
             self.signatures.count(key.device(), permit.operation(), began.elapsed(), &signed);
             match signed {
@@ -221,7 +221,9 @@ impl Signer {
                 Err(error) => failure = error.into(),
             }
             let hung = failure == SignError::Late && deadline < *until;
-            if failure.is_of_one_device() || (hung && key.signatures() == before) {
+            // Nobody makes a device look as if it hung by having little time himself.
+            let for_long = hung && deadline >= began + PATIENCE;
+            if failure.is_of_one_device() || (for_long && key.signatures() == before) {
                 key.shaken();
             }
             if !failure.is_of_one_device() && !hung {

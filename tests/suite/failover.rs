@@ -94,6 +94,16 @@ async fn where_the_first_device_hangs_the_next_signs_within_the_same_deadline() 
 }
 
 #[tokio::test]
+async fn who_has_no_time_moves_nobody_else_to_another_device() {
+    let pair = Pair::new().await;
+    assert_eq!(pair.signs(PATIENCE).await.unwrap(), "first");
+    pair.first.once("sign", "slow-500");
+    // Half of this is less than the device takes.
+    assert_ne!(pair.signs(Duration::from_millis(300)).await.ok().as_deref(), Some("first"));
+    assert_eq!(pair.signs(PATIENCE).await.unwrap(), "first");
+}
+
+#[tokio::test]
 async fn a_device_that_came_back_is_preferred_only_when_it_has_been_steady() {
     let pair = Pair::new().await;
     assert_eq!(pair.signs(PATIENCE).await.unwrap(), "first");
