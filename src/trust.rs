@@ -85,10 +85,30 @@ pub fn walk(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
 /// # Errors
 /// [`Untrusted`].
 pub fn walk_to(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
+    follow(path, judge)
+}
+
+/// Everything that decides where a path leads: each folder and link on the way, and the end; as far as there is one.
+#[must_use]
+pub fn places(path: &Path) -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    let end = follow(path, |place, _| {
+        places.push(place.to_owned());
+        Ok(())
+    });
+    places.extend(end.map(|(real, _)| real));
+    places
+}
+
+/// Goes by every folder and link to what a path leads to, which is returned.
+fn follow(
+    path: &Path,
+    mut pass: impl FnMut(&Path, &Metadata) -> Result<(), Untrusted>,
+) -> Result<(PathBuf, Metadata), Untrusted> {
     let mut rest: VecDeque<OsString> = VecDeque::new();
     let mut at = PathBuf::from("/");
     let mut metadata = look(&at)?;
-    judge(&at, &metadata)?;
+    pass(&at, &metadata)?;
     let mut links = 0;
     prepend(
         &mut rest,
@@ -103,7 +123,7 @@ pub fn walk_to(path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
         at.push(name);
         metadata = look(&at)?;
         if metadata.is_symlink() || !rest.is_empty() {
-            judge(&at, &metadata)?;
+            pass(&at, &metadata)?;
         }
         if metadata.is_symlink() {
             links += 1;

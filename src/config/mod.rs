@@ -136,21 +136,30 @@ impl Config {
         [&self.state_dir, audit, grpc]
     }
 
-    /// Refuses what a daemon that was taken over could change, and have its launcher start, which is not confined.
+    /// Refuses what a daemon that was taken over could change, and have its launcher start, which is not confined: this
+    /// configuration, the modules, the files that their environment names, and this program.
     fn stands_apart(&self, named: &Path) -> Result<(), ConfigError> {
-        let modules = self.devices.iter().filter_map(|device| match &device.kind {
-            DeviceKind::Pkcs11(pkcs11) => Some(pkcs11.module.as_path()),
-            DeviceKind::Tpm(_) => None,
-        });
-        for file in [named, &self.path].into_iter().chain(modules) {
-            if let Some(folder) = self.written().into_iter().find(|folder| lies_in(file, folder)) {
-                return Err(ConfigError {
-                    path: self.path.clone(),
-                    what: format!("{} lies in {}, which signetd itself may write", file.display(), folder.display()),
-                    remedy: "give state_dir, and the files of listen.grpc and audit.path, folders of their own"
-                        .to_owned(),
-                });
-            }
+        let mut files: Vec<_> = [named, &self.path].into_iter().map(Path::to_owned).collect();
+        files.extend(std::env::current_exe());
+        for device in &self.devices {
+            let DeviceKind::Pkcs11(pkcs11) = &device.kind else { continue };
+            files.push(pkcs11.module.clone());
+            let values = pkcs11.environment.iter().flat_map(BTreeMap::values);
+            files.extend(
+                values.flat_map(|value| value.split(':')).filter(|path| path.starts_with('/')).map(PathBuf::from),
+            );
+        }
+        let written: Vec<_> = self.written().into_iter().filter_map(|folder| fs::canonicalize(folder).ok()).collect();
+        for file in files {
+            let places = trust::places(&file);
+            let mut pairs = places.iter().rev().flat_map(|place| written.iter().map(move |folder| (place, folder)));
+            let Some((place, folder)) = pairs.find(|(place, folder)| place.starts_with(folder)) else { continue };
+            let way = if *place == file { String::new() } else { format!("on the way to {}, ", file.display()) };
+            return Err(ConfigError {
+                path: self.path.clone(),
+                what: format!("{way}{} lies in {}, which signetd itself may write", place.display(), folder.display()),
+                remedy: "give state_dir, and the files of listen.grpc and audit.path, folders of their own".to_owned(),
+            });
         }
         Ok(())
     }
@@ -240,13 +249,6 @@ fn read(path: &Path) -> Result<(PathBuf, String), ConfigError> {
     let text = fs::read_to_string(&path)
         .map_err(|error| unusable(error.to_string(), "make it a UTF-8 text that this user can read"))?;
     Ok((path, text))
-}
-
-/// Whether a file, or the link that leads to it, stands in a folder or below.
-fn lies_in(file: &Path, folder: &Path) -> bool {
-    let Ok(folder) = fs::canonicalize(folder) else { return false };
-    let link = std::path::absolute(file).ok().and_then(|file| fs::canonicalize(file.parent()?).ok());
-    [fs::canonicalize(file).ok(), link].iter().flatten().any(|place| place.starts_with(&folder))
 }
 
 /// The state folder may be another user's, the daemon's: whoever writes there must be that user (see `signetctl`). There may

@@ -380,6 +380,41 @@ fn t13_configuration_or_module_in_a_folder_that_the_daemon_writes_to() {
     assert_says(&folder.refusal(), &["/state/module.so lies in ", "/state, which signetd itself may write"]);
 }
 
+/// Nor turn a link on the way to them, wherever that begins and ends.
+#[test]
+fn t13_configuration_module_or_environment_by_way_of_what_the_daemon_writes() {
+    let folder = Folder::new();
+    for name in ["state", "links"] {
+        fs::create_dir(folder.path(name)).unwrap();
+    }
+    symlink("..", folder.path("state/folder")).unwrap();
+    symlink("../module.so", folder.path("state/inner.so")).unwrap();
+    symlink("../state/inner.so", folder.path("links/outer.so")).unwrap();
+    symlink("../state/folder", folder.path("links/folder")).unwrap();
+    for (module, way) in [
+        ("/state/folder/module.so", "/state/folder lies in "),
+        ("/links/outer.so", "/state/inner.so lies in "),
+        ("/links/folder/module.so", "/state/folder lies in "),
+    ] {
+        folder.write("signet.toml", 0o644, &folder.text().replace("/module.so", module));
+        assert_says(&folder.refusal(), &[module, way, "/state, which signetd itself may write"]);
+    }
+    let with = |environment: &str| format!("token = \"signet\"\nenvironment = {{ MODULE_CONF = {environment:?} }}");
+    let state = folder.path("state/module.conf");
+    for environment in [state.display().to_string(), format!("/usr/lib:{}", state.display())] {
+        folder.write("state/module.conf", 0o644, "");
+        folder.write("signet.toml", 0o644, &folder.text().replace("token = \"signet\"", &with(&environment)));
+        assert_says(&folder.refusal(), &["/state/module.conf lies in "]);
+    }
+    folder.load(&folder.text()).unwrap();
+    let error = Config::load(&folder.path("links/folder/signet.toml")).expect_err("refused").to_string();
+    assert!(error.contains("/state/folder lies in "), "{error}");
+    let program = std::env::current_exe().unwrap();
+    let beside = format!("state_dir = {:?}", program.parent().unwrap());
+    folder.write("signet.toml", 0o644, &folder.text().replace("state_dir = \"state\"", &beside));
+    assert_says(&folder.refusal(), &[&format!("{} lies in ", program.display())]);
+}
+
 #[test]
 fn t13_pin_file_readable_by_others() {
     for (mode, by) in [(0o604, "everybody"), (0o640, "its group"), (0o601, "everybody")] {
