@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use signet::proto;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::PATIENCE;
 use crate::support::daemon::{NO_DEVICE, TestDaemon};
@@ -90,6 +92,30 @@ async fn is_closed_over(daemon: &TestDaemon, name: &str, mut flood: impl FnMut(&
 
 fn daemon() -> TestDaemon {
     TestDaemon::start(&TestDaemon::config(NO_DEVICE))
+}
+
+#[tokio::test]
+async fn t10_who_keeps_a_connection_open_holds_up_no_stop_and_who_asks_is_answered() {
+    let mut daemon = daemon();
+    let (silent, mut asks) = (Abuser::new(&daemon, &[]), Abuser::new(&daemon, &[]));
+    assert!(asks.says(&frame(HEADERS, END_HEADERS, 1, &request())));
+    let watch = HealthCheckRequest { service: String::new() };
+    let mut watched = HealthClient::new(daemon.channel()).watch(watch).await.unwrap().into_inner();
+    watched.message().await.unwrap();
+    let began = Instant::now();
+    let stopped = tokio::task::spawn_blocking(move || {
+        daemon.signal(nix::sys::signal::Signal::SIGTERM);
+        assert!(silent.ends());
+        assert!(asks.says(&frame(0, END_STREAM, 1, &[0; 5])));
+        let mut answers = Vec::new();
+        let _ = asks.0.read_to_end(&mut answers);
+        // The type, flags and stream of the head of an answer.
+        let answered = [END_HEADERS, END_HEADERS | END_STREAM].map(|flags| [HEADERS, flags, 0, 0, 0, 1]);
+        assert!(answered.iter().any(|head| answers.windows(6).any(|window| window == head)), "{answers:?}");
+        daemon.wait()
+    });
+    assert!(stopped.await.unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(6), "it took {:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -101,9 +101,14 @@ impl Services {
     /// Answers what comes by a connection.
     async fn converse(self: Arc<Self>, connection: Connection, mut stopped: watch::Receiver<()>) {
         let (caller, user) = (Arc::new(connection.caller().clone()), connection.user());
+        // Every request that is not yet answered has one too; a stream of answers has none.
+        let asking = Arc::new(());
         let service = service_fn(|request| {
-            let (services, caller) = (Arc::clone(&self), Arc::clone(&caller));
-            async move { services.answer(request, caller, user).await }
+            let (services, caller, asking) = (Arc::clone(&self), Arc::clone(&caller), Arc::clone(&asking));
+            async move {
+                let _until_answered = asking;
+                services.answer(request, caller, user).await
+            }
         });
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
@@ -117,7 +122,15 @@ impl Services {
             ended = &mut serving => ended,
             _stopping = stopped.changed() => {
                 serving.as_mut().graceful_shutdown();
-                serving.await
+                let mut was_idle = false;
+                loop {
+                    match tokio::time::timeout(FAREWELL, serving.as_mut()).await {
+                        Ok(ended) => break ended,
+                        // It only watches, or does not answer us: no stop waits for that.
+                        Err(_elapsed) if was_idle && Arc::strong_count(&asking) == 1 => break Ok(()),
+                        Err(_elapsed) => was_idle = Arc::strong_count(&asking) == 1,
+                    }
+                }
             }
         };
         if let Err(error) = ended {
@@ -150,3 +163,6 @@ where
 {
     (S::NAME, Box::new(move |request| service.clone().call(request)))
 }
+
+/// How long a connection may take to end once nothing is asked by it, at least; twice this at most.
+const FAREWELL: Duration = Duration::from_millis(250);
