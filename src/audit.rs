@@ -1,7 +1,7 @@
 //! The audit log's format: JSON lines, each with the hash of the line before it, and what verifies such a chain.
 //!
 //! `signer` writes it, `signetctl audit verify` reads it. A line that was changed, removed or moved breaks the chain;
-//! lines cut off the end leave no trace in the file, so note the last hash somewhere else where that matters.
+//! lines cut off the end leave no trace in the file, but the daemon notes the last hash beside it (`audit.log.head`).
 
 use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};

@@ -224,8 +224,11 @@ impl Record {
             }
         }
         entry.latency_us = micros(self.began.elapsed());
-        let written = self.writer.write(entry).await;
-        if written { result } else { Err(unwritable()) }
+        match self.writer.write(entry, self.deadline + GRACE).await {
+            Some(true) => result,
+            Some(false) => Err(unwritable()),
+            None => Err(SignError::Late),
+        }
     }
 }
 
@@ -267,6 +270,8 @@ fn timestamp(time: SystemTime) -> String {
 /// The outcome of a request whose record can't be written.
 const UNWRITABLE: &str = "AUDIT_UNWRITABLE";
 const RATE_LIMITED: &str = SignError::RateLimited { retry_after: Duration::ZERO }.reason();
+/// How much later than its deadline a request may be answered that has come to its record in time.
+const GRACE: Duration = Duration::from_millis(10);
 const TIMESTAMP: time::format_description::well_known::iso8601::EncodedConfig = {
     use std::num::NonZeroU8;
     use time::format_description::well_known::iso8601::{Config, TimePrecision};
@@ -279,7 +284,8 @@ mod tests {
     use crate::access::Caller;
 
     pub(super) fn call(caller: &Caller) -> Call<'_> {
-        Call { caller, rpc: "Test", account: "", deadline: tokio::time::Instant::now() }
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        Call { caller, rpc: "Test", account: "", deadline }
     }
 
     fn allowed(audit: &Audit, caller: &Caller) -> Record {
@@ -312,6 +318,19 @@ mod tests {
             drop(allowed(&audit, &caller));
         }
         assert!(matches!(audit.begin(&call(&caller)), Err(SignError::Operator { reason: "AUDIT_UNWRITABLE", .. })));
+        drop(hangs);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_record_beyond_the_deadline() {
+        let folder = tempfile::tempdir().unwrap();
+        let rotation = Rotation { max_size: u64::MAX, keep: 1 };
+        let mut audit = Audit::open(&folder.path().join("audit.log"), Fsync::Always, rotation).unwrap();
+        let hangs = audit.writer.hang();
+        let (caller, deadline) = (Caller::new(1, 1, vec![]), tokio::time::Instant::now());
+        let mut record = audit.begin(&Call { deadline, ..call(&caller) }).unwrap();
+        record.told(true);
+        assert_eq!(record.finish(Ok(())).await, Err(SignError::Late));
         drop(hangs);
     }
 

@@ -19,6 +19,7 @@ use tonic_types::StatusExt as _;
 
 use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon, payload};
 use crate::support::desk::openssl;
+use crate::support::eventually;
 
 fn absent() -> TestDaemon {
     without_device(&TestDaemon::config(NO_DEVICE))
@@ -202,7 +203,7 @@ async fn a_bad_configuration_is_not_reloaded_and_a_good_one_is() {
 }
 
 #[tokio::test]
-async fn reflection_tells_every_service() {
+async fn reflection_tells_every_service_and_takes_no_long_question() {
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
@@ -212,6 +213,13 @@ async fn reflection_tells_every_service() {
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
     let mut client = ServerReflectionClient::new(daemon.channel());
+    // What is not found is repeated: nobody is to fill the memory with it.
+    let long = tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::FileByFilename("x".repeat(1 << 20))),
+    };
+    let answers = client.server_reflection_info(tokio_stream::once(long)).await.unwrap();
+    assert_eq!(answers.into_inner().message().await.unwrap(), None);
     let answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap();
     let answer = answers.into_inner().message().await.unwrap().unwrap().message_response;
     let Some(MessageResponse::ListServicesResponse(listed)) = answer else { panic!("{answer:?}") };
@@ -299,6 +307,11 @@ fn of_two_daemons_one_serves() {
             break status;
         }
         if first.has_ended() {
+            // It may not have come to its socket yet.
+            while std::os::unix::net::UnixStream::connect(first.socket()).is_err() {
+                assert!(second.try_wait().unwrap().is_none(), "neither serves");
+                std::thread::yield_now();
+            }
             second.kill().unwrap();
             break second.wait().unwrap();
         }
@@ -375,7 +388,8 @@ async fn connections_beyond_a_users_share_are_closed_and_others_still_served() {
     daemon.wait_for_log("too many are open");
     client.get_public_certificates(request.clone()).await.unwrap();
     drop(idle);
-    daemon.client().get_public_certificates(request).await.ok();
+    let room = async || daemon.client().get_public_certificates(request.clone()).await.is_ok();
+    eventually("there is room again", room).await;
 }
 
 #[tokio::test]

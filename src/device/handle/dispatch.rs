@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::child::{DeviceProcess, ended, nonsense};
 use super::queue::{Message, Pace, Queue, Request};
-use super::suspects::Suspects;
+use super::suspects::{Sight, Suspects};
 use super::{Counters, Health, Start, jittered};
 use crate::device::wire::{self, Answer, Job, Report};
 use crate::device::{DeviceConfig, DeviceError, latch};
@@ -37,6 +37,7 @@ pub(super) struct Dispatcher {
     suspects: Suspects,
     /// How many generations were lost since the last right answer.
     losses: u32,
+    sight: Sight,
     /// When there is something to do even if nothing arrives.
     wake: Instant,
     /// A killed process may live on in a driver; it may have one successor, not many.
@@ -93,6 +94,7 @@ impl Dispatcher {
             last_id: 0,
             suspects: Suspects::default(),
             losses: 0,
+            sight: Sight::default(),
             wake: now,
             processes: Arc::new(Semaphore::new(2)),
             health,
@@ -228,6 +230,7 @@ impl Dispatcher {
         let lost = match outcome.and_then(|answer| job.request.verified(answer)) {
             Ok(answer) => {
                 generation.right = true;
+                self.sight.is_proven();
                 self.suspects.clear(&job.request);
                 if matches!(answer, Answer::Sign(_)) {
                     self.counters.signatures.fetch_add(1, Relaxed);
@@ -247,10 +250,7 @@ impl Dispatcher {
                 job.request.answer(Err(error.clone()));
                 error
             }
-            // A module may not see that its keys have come back; a fresh one does. Where another key works, it sees.
-            Err(error @ DeviceError::Permanent(_))
-                if !generation.right && generation.started.elapsed() > jittered(RELOAD) =>
-            {
+            Err(error @ DeviceError::Permanent(_)) if self.sight.is_lost() => {
                 job.request.answer(Err(error.clone()));
                 error
             }
@@ -289,6 +289,7 @@ impl Dispatcher {
         match DeviceProcess::start(&self.launcher, &self.config, permit) {
             Ok(process) => {
                 self.counters.generations.fetch_add(1, Relaxed);
+                self.sight.is_proven();
                 let generation = Generation { process, workers: 0, started: Instant::now(), right: false };
                 self.phase = Phase::Running(Box::new(generation));
             }
@@ -389,7 +390,5 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a device is tried that an operator must mend.
 const PROBE: Duration = Duration::from_secs(1);
-/// How old a process is before a missing key is reason enough for a fresh one.
-const RELOAD: Duration = Duration::from_secs(30);
 /// Nothing to wake up for.
 const FAR: Duration = Duration::from_secs(24 * 60 * 60);

@@ -68,7 +68,7 @@ fn lock(users: &Mutex<Vec<u32>>) -> MutexGuard<'_, Vec<u32>> {
 }
 
 impl Request {
-    /// Whether somebody still waits. Where the time is over, says so.
+    /// Whether somebody still waits.
     pub(super) fn is_wanted(&self, now: Instant) -> bool {
         !self.answer.is_closed() && now < self.deadline
     }

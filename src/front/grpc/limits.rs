@@ -1,6 +1,5 @@
 //! How large and how long a request may be, each with an answer of its own.
 
-use std::future::Future;
 use std::time::Duration;
 
 use prost::Message;
@@ -20,15 +19,6 @@ use crate::signer::SignError;
 pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
     let limit = limit(metadata.as_ref());
     Instant::now() + limit.saturating_sub(MARGIN.min(limit / 10))
-}
-
-/// The answer of a request, or DEADLINE_EXCEEDED when its time is up.
-pub(super) async fn within<T>(
-    deadline: Instant,
-    answer: impl Future<Output = Result<T, SignError>>,
-) -> Result<T, SignError> {
-    // The signer keeps the deadline itself, and then writes its record: only where that takes long is it cut off here.
-    tokio::time::timeout_at(deadline + GRACE, answer).await.unwrap_or(Err(SignError::Late))
 }
 
 /// Refuses a message that is larger than its rpc needs.
@@ -81,11 +71,14 @@ fn too_large(problem: String) -> SignError {
 
 pub(super) const STREAMS: u32 = 64;
 pub(super) const HEADERS: u32 = 8 << 10;
+/// How much of an answer waits in a stream whose client does not take it.
+pub(super) const UNTAKEN: usize = 16 << 10;
+/// What health and reflection are asked.
+pub(super) const QUESTION: usize = 4 << 10;
 pub(super) const LARGEST_MESSAGE: usize = LARGEST_PAYLOAD + SMALL_MESSAGE;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(300);
 const MARGIN: Duration = Duration::from_millis(30);
-const GRACE: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {

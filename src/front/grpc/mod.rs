@@ -91,9 +91,9 @@ impl Services {
         let routes = vec![
             route(signer),
             route(iam),
-            route(health.service()),
-            route(status::reflection().build_v1()?),
-            route(status::reflection().build_v1alpha()?),
+            route(health.service().max_decoding_message_size(limits::QUESTION)),
+            route(status::reflection().build_v1()?.max_decoding_message_size(limits::QUESTION)),
+            route(status::reflection().build_v1alpha()?.max_decoding_message_size(limits::QUESTION)),
         ];
         Ok(Self { routes, uploads: Uploads::new() })
     }
@@ -115,7 +115,8 @@ impl Services {
             .timer(TokioTimer::new())
             .auto_date_header(false)
             .max_concurrent_streams(limits::STREAMS)
-            .max_header_list_size(limits::HEADERS);
+            .max_header_list_size(limits::HEADERS)
+            .max_send_buf_size(limits::UNTAKEN);
         let mut serving = std::pin::pin!(http2.serve_connection(TokioIo::new(Mended::new(connection)), service));
         let ended = tokio::select! {
             biased;
@@ -145,14 +146,14 @@ impl Services {
         user: User,
     ) -> Result<Response<Body>, Infallible> {
         let (mut head, body) = request.into_parts();
-        let (body, _until_answered) = self.uploads.count(user, Body::new(body), limits::end(&head.headers));
+        let (body, share) = self.uploads.count(user, Body::new(body), limits::end(&head.headers));
         head.extensions.insert(caller);
         let service = head.uri.path().strip_prefix('/').and_then(|path| path.split('/').next());
         let Some((_, route)) = self.routes.iter().find(|(name, _)| Some(*name) == service) else {
             return Ok(Status::unimplemented("there is no such service").into_http());
         };
         let response = route(Request::from_parts(head, body)).await?;
-        Ok(limits::in_our_words(response))
+        Ok(limits::in_our_words(response).map(|body| upload::answer(body, share)))
     }
 }
 

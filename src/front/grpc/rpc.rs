@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tonic::{Request, Status};
 
 use super::super::limits::payload;
-use super::limits::{deadline, small, within};
+use super::limits::{deadline, small};
 use crate::access::{Account, Caller};
 use crate::key::{Algorithm, Signature};
 use crate::signer::{Bytes, Call, JwtBody, Key, SignError, Signed, Signer};
@@ -46,7 +46,7 @@ impl<T: Message> Asked<T> {
         if let Bytes::Message(bytes) = bytes {
             payload(bytes)?;
         }
-        within(self.deadline, signer.sign_bytes(self.call(account), bytes, algorithm)).await
+        signer.sign_bytes(self.call(account), bytes, algorithm).await
     }
 
     /// Signs a JWT of what is read from the message.
@@ -57,7 +57,7 @@ impl<T: Message> Asked<T> {
     ) -> Result<SignedJwt, SignError> {
         small(&self.message)?;
         let (account, body) = read(&self.message)?;
-        let signed = within(self.deadline, signer.sign_jwt(self.call(account), body)).await?;
+        let signed = signer.sign_jwt(self.call(account), body).await?;
         let expire_time = Some(prost_types::Timestamp::from(signed.value.expires()));
         Ok(SignedJwt { key_id: signed.kid.into(), jwt: signed.value.as_str().to_owned(), expire_time })
     }
@@ -68,7 +68,7 @@ impl<T: Message> Asked<T> {
         signer: &Signer,
         read: impl FnOnce(&T) -> &str,
     ) -> Result<(Account, Arc<Key>), SignError> {
-        within(self.deadline, signer.account(self.call(read(&self.message)))).await
+        signer.account(self.call(read(&self.message))).await
     }
 
     fn call<'a>(&'a self, account: &'a str) -> Call<'a> {

@@ -1,11 +1,12 @@
-//! What a request may send before anybody looks at it: so much of each user's at once, each in its time.
+//! What a request may send before anybody looks at it, and its answer hold before it is taken: so much of each user's at once,
+//! each request in its time.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body::Frame;
+use hyper::body::Frame;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
@@ -24,28 +25,34 @@ impl Uploads {
     }
 
     /// The body of a request, to be counted as it arrives and refused when it has not by then; and what it takes until its
-    /// answer is no more either.
+    /// [`answer`] is no more either.
     pub(super) fn count(&self, user: User, body: Body, until: Instant) -> (Body, Arc<Share>) {
         let share = Arc::new(self.0.begin(user));
-        (Body::new(Counted { body, share: Arc::clone(&share), until, patience: None }), share)
+        (Body::new(Counted { body, share: Arc::clone(&share), until: Some(until), patience: None }), share)
     }
+}
+
+/// The body of an answer, which counts for as long as it is not taken.
+pub(super) fn answer(body: Body, share: Arc<Share>) -> Body {
+    Body::new(Counted { body, share, until: None, patience: None })
 }
 
 struct Counted {
     body: Body,
     share: Arc<Share>,
-    until: Instant,
+    /// By when it must have come.
+    until: Option<Instant>,
     /// Only of a body that does not come at once.
     patience: Option<Pin<Box<Sleep>>>,
 }
 
-impl http_body::Body for Counted {
+impl hyper::body::Body for Counted {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-            let until = self.until;
+            let Some(until) = self.until else { return Poll::Pending };
             let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
             return patience.as_mut().poll(cx).map(|()| Some(Err(status::of(&SignError::Late))));
         };
@@ -71,7 +78,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use http_body::Body as _;
+    use hyper::body::Body as _;
     use tonic::Code;
 
     use super::*;
@@ -79,7 +86,7 @@ mod tests {
     /// So many frames of a mebibyte, and then nothing for ever.
     struct Stalls(usize);
 
-    impl http_body::Body for Stalls {
+    impl hyper::body::Body for Stalls {
         type Data = Bytes;
         type Error = Status;
 
@@ -121,6 +128,17 @@ mod tests {
         assert_eq!(frame(&mut second).await.unwrap_err().code(), Code::ResourceExhausted, "it is not answered yet");
         drop(share);
         frame(&mut second).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_taken_counts_too() {
+        let uploads = Uploads::new();
+        let (_body, share) = uploads.count(user(1), Body::empty(), later());
+        let mut untaken = answer(Body::new(Stalls(65)), share);
+        for _ in 0..64 {
+            frame(&mut untaken).await.unwrap();
+        }
+        assert_eq!(frame(&mut untaken).await.unwrap_err().code(), Code::ResourceExhausted);
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 //! The audit log where threads meet: whoever finishes a record, and the thread that writes what could take long. shuttle runs
-//! them in thousands of orders, each from one seed: `cargo test --lib --features model model::`.
+//! them in thousands of orders, each from one seed: `cargo test --lib --features model model`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -79,13 +79,22 @@ fn a_log_of_several(fsync: Fsync) {
     assert!(counts.contains(&counted), "{counts}");
 }
 
+/// Deadlines need a runtime to be kept in.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
 #[test]
 fn records_of_each_caller_are_in_their_order_and_none_is_lost() {
+    let runtime = runtime();
+    let _deadlines = runtime.enter();
     shuttle::check_random(|| a_log_of_several(Fsync::Never), ORDERS);
     shuttle::check_pct(|| a_log_of_several(Fsync::Never), ORDERS, 3);
 }
 
 #[test]
 fn nor_where_each_is_synced() {
+    let runtime = runtime();
+    let _deadlines = runtime.enter();
     shuttle::check_random(|| a_log_of_several(Fsync::Always), ORDERS);
 }

@@ -35,7 +35,7 @@ pub(super) struct Together {
 /// Tells whether such a line was written.
 pub(super) struct Shared(watch::Receiver<Option<bool>>);
 
-/// What is told apart; without user and rpc where there are too many.
+/// What is told apart: without the rpc where there are many, and without the user where there are still too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Kind {
     uid: Option<u32>,
@@ -112,8 +112,15 @@ impl Lately {
 
 impl Together {
     fn add(&mut self, kind: Kind) {
-        let told_apart = self.counts.len() < MOST_KINDS || self.counts.contains_key(&kind);
-        let kind = if told_apart { kind } else { Kind { uid: None, rpc: None, ..kind } };
+        let has_room = |most, kind| self.counts.len() < most || self.counts.contains_key(kind);
+        let of_any_rpc = Kind { rpc: None, ..kind };
+        let kind = if has_room(MOST_KINDS, &kind) {
+            kind
+        } else if has_room(MOST_USERS, &of_any_rpc) {
+            of_any_rpc
+        } else {
+            Kind { uid: None, ..of_any_rpc }
+        };
         *self.counts.entry(kind).or_default() += 1;
     }
 
@@ -142,6 +149,7 @@ const WINDOW: Duration = Duration::from_secs(600);
 const INTERVAL: Duration = Duration::from_millis(500);
 /// So that the line has an end, whatever callers do.
 const MOST_KINDS: usize = 16;
+const MOST_USERS: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -187,8 +195,8 @@ mod tests {
         let together = refusals.take(now, true).unwrap();
         let line = serde_json::to_value(together.line()).unwrap();
         let refused = line["refused"].as_array().unwrap();
-        assert_eq!(refused.len(), MOST_KINDS + 1);
-        assert_eq!(refused[0], serde_json::json!({ "uid": null, "rpc": null, "outcome": "NOT_ALLOWED", "count": 486 }));
+        assert_eq!(refused.len(), MOST_USERS + 1);
+        assert_eq!(refused[0], serde_json::json!({ "uid": null, "rpc": null, "outcome": "NOT_ALLOWED", "count": 470 }));
         assert_eq!(refused.iter().map(|kind| kind["count"].as_u64().unwrap()).sum::<u64>(), 1800 + 500);
     }
 }

@@ -6,14 +6,15 @@ use std::io;
 use std::path::Path;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-#[cfg(not(feature = "model"))]
+#[cfg(not(all(test, feature = "model")))]
 use std::{sync, thread};
 
-#[cfg(feature = "model")]
+#[cfg(all(test, feature = "model"))]
 use shuttle::{sync, thread};
 use sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use tokio::sync::oneshot;
+use tokio::time::timeout_at;
 
 use super::super::metrics::Requests;
 use super::log::{LogFile, OpenError, Written};
@@ -104,29 +105,35 @@ impl Writer {
         self.send(Message::Flush(reply)) && flushed.recv_timeout(patience).is_ok()
     }
 
-    /// Writes a record, together with those that others finish meanwhile. False where it could not be written yet.
-    pub(super) async fn write(&self, entry: Box<Entry>) -> bool {
+    /// Writes a record, together with those that others finish meanwhile. False where it could not be written yet; none
+    /// where that takes longer than whoever asked waits.
+    pub(super) async fn write(&self, entry: Box<Entry>, until: tokio::time::Instant) -> Option<bool> {
         if let Some(line) = self.write_with_others(&entry) {
-            return line.written().await;
+            let written = timeout_at(until, line.written()).await.ok();
+            self.log.count(&entry, written == Some(true));
+            return written;
         }
         let (entry, added) = match self.add(entry) {
             Ok(added) => {
                 others_first().await;
                 match added.write() {
-                    Ok(written) => return written,
+                    Ok(written) => return Some(written),
                     Err(entry) => (entry, true),
                 }
             }
             Err(entry) => (entry, false),
         };
         let (reply, written) = oneshot::channel();
-        self.send(Message::Entry { entry, added, reply: Some(reply) }) && written.await.unwrap_or(false)
+        if !self.send(Message::Entry { entry, added, reply: Some(reply) }) {
+            return Some(false);
+        }
+        timeout_at(until, written).await.map(|written| written.unwrap_or(false)).ok()
     }
 
     /// Writes a record that nobody waits for.
     pub(super) fn write_unheard(&self, entry: Box<Entry>) {
         if self.write_with_others(&entry).is_some() {
-            return;
+            return self.log.count(&entry, true);
         }
         if let Err(entry) = self.add(entry) {
             self.send(Message::Entry { entry, added: false, reply: None });
@@ -139,7 +146,6 @@ impl Writer {
             return None;
         }
         let (line, is_first) = self.log.refusals.count(entry, Instant::now())?;
-        self.log.count(entry, true);
         if is_first {
             self.send(Message::Look);
         }
