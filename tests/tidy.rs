@@ -21,7 +21,7 @@ const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
 const FENCES: &[(&[&str], &[&str])] = &[
     (
         &["tonic::", "tonic_health::", "tonic_reflection::", "tonic_types::", "prost::", "prost_types::"],
-        &["lib.rs", "front/grpc*", "daemon*", "ctl*"],
+        &["lib.rs", "front/grpc*", "ctl*"],
     ),
     (&["hyper::"], &["front/grpc*", "front/http*"]),
     (&["cryptoki::", "cryptoki_sys::"], &["device/pkcs11*"]),

@@ -76,7 +76,7 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
     let (exit, hint) = match (status.code(), reason) {
         (Code::PermissionDenied, _) => (
             Exit::Refused,
-            "ask for an [[allow]] rule; an operator sees why with signetctl policy explain, and in the audit log"
+            "ask for an [[allow]] rule; an operator sees why with signetctl policy explain, and in the audit log; one that was just added takes effect with SIGHUP to signetd"
                 .to_owned(),
         ),
         (Code::InvalidArgument, _) => {
@@ -99,6 +99,7 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
             Exit::Unavailable,
             "an operator makes room for the audit log: nothing is signed without a record".to_owned(),
         ),
+        (Code::Unavailable, "TOKEN_ENDPOINT_AWAY") => (Exit::Unavailable, format!("{again}; signetd's log tells why")),
         (Code::Unavailable | Code::DeadlineExceeded, _) if !reason.is_empty() => {
             (Exit::Unavailable, format!("{again}; signetctl status shows how the device is"))
         }

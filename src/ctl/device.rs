@@ -215,7 +215,7 @@ pub(crate) const CONFIGURED: &str = "configured";
 pub(crate) fn state(device: &DeviceConfig) -> &'static str {
     let pinned = !matches!(&device.kind, DeviceKind::Tpm(tpm) if tpm.parent.is_none());
     match latch::look(&device.latch_file) {
-        Err(DeviceError::PinRefused(_)) => "PIN refused: signetctl device unlatch",
+        Err(DeviceError::PinRefused(_)) => "PIN refused: signetctl device unlatch NAME",
         _ if pinned => CONFIGURED,
         _ => "not initialised: signetctl device init",
     }

@@ -278,7 +278,7 @@ impl DeviceError {
             Self::Transient(_) | Self::Away(_) | Self::Overloaded { .. } | Self::Late => {
                 "nothing: signetd goes on as soon as the device is back"
             }
-            Self::PinRefused(_) => "correct the PIN file, then: signetctl device unlatch",
+            Self::PinRefused(_) => "correct the PIN file, then: signetctl device unlatch NAME",
             Self::Permanent(_) => "bring back the device that holds this key, or retire the key: signetctl key retire",
             Self::Misconfigured(_) => {
                 "correct what it says; after a change of the configuration: reload signetd (SIGHUP)"
