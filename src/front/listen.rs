@@ -350,6 +350,10 @@ mod tests {
         for round in 0..200 {
             let path = folder.path().join(format!("{round}.sock"));
             drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            // A process that another test is starting holds it, too, until it runs its program.
+            while UnixStream::connect(&path).is_ok() {
+                tokio::task::yield_now().await;
+            }
             let bind = || {
                 let path = path.clone();
                 tokio::task::spawn_blocking(move || Listener::bind(&path, 0o600, None))
