@@ -13,6 +13,25 @@ use signet::config::{Config, ConfigError, Fsync};
 use signet::device::{DeviceKind, Pin, TokenSelector, TpmParent, TpmSession};
 use tempfile::TempDir;
 
+/// A configuration that is right in a folder with a module and a PIN.
+pub(crate) const GOOD: &str = r#"state_dir = "state"
+
+[[device]]
+name = "hsm"
+kind = "pkcs11"
+module = "{folder}/module.so"
+token = "signet"
+pin_file = "pin"
+
+[[account]]
+email = "app@project.iam.gserviceaccount.com"
+
+[[allow]]
+users = ["root"]
+accounts = ["app@project.iam.gserviceaccount.com"]
+operations = ["sign-jwt"]
+"#;
+
 /// A folder with a configuration, its PIN and a file that stands for a module.
 struct Folder(TempDir);
 
@@ -39,27 +58,7 @@ impl Folder {
 
     /// A configuration that is right.
     fn text(&self) -> String {
-        format!(
-            r#"
-state_dir = "state"
-
-[[device]]
-name = "hsm"
-kind = "pkcs11"
-module = "{}"
-token = "signet"
-pin_file = "pin"
-
-[[account]]
-email = "app@project.iam.gserviceaccount.com"
-
-[[allow]]
-users = ["root"]
-accounts = ["app@project.iam.gserviceaccount.com"]
-operations = ["sign-jwt"]
-"#,
-            self.path("module.so").display()
-        )
+        format!("\n{}", GOOD.replace("{folder}", self.0.path().to_str().unwrap()))
     }
 
     fn load(&self, text: &str) -> Result<Config, ConfigError> {

@@ -14,7 +14,8 @@ use crate::support::daemon::{NO_DEVICE, TestDaemon};
 /// A client that writes its frames by hand, and gets over it when the daemon no longer reads them.
 struct Abuser(UnixStream);
 
-const SETTINGS: u8 = 4;
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const SETTINGS: u8 = 4;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
@@ -49,7 +50,7 @@ impl Abuser {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let mut abuser = Self(stream);
-        assert!(abuser.says(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") && abuser.says(&frame(SETTINGS, 0, 0, settings)));
+        assert!(abuser.says(PREFACE) && abuser.says(&frame(SETTINGS, 0, 0, settings)));
         abuser
     }
 

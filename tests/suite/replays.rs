@@ -7,11 +7,10 @@ use std::net::{SocketAddr, TcpStream};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
-use tonic_health::ServingStatus;
 
-use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::signing::over_http;
+use crate::support::daemon::ACCOUNT;
 use crate::support::http::connect;
-use crate::support::softhsm::SoftHsm;
 
 /// What .NET's HttpClientFactory adds to each request.
 const FACTORY: &str = "x-goog-api-client: gl-dotnet/8.0.11 auth/1.68.0\r\nAccept-Encoding: gzip, deflate\r\n\
@@ -53,20 +52,10 @@ impl Client {
     }
 }
 
-async fn daemon() -> Option<(SoftHsm, TestDaemon, SocketAddr)> {
-    let token = SoftHsm::new()?;
-    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{}", token.toml())));
-    daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
-    daemon.spawn();
-    daemon.wait_for_health(ServingStatus::Serving).await;
-    let address = daemon.http();
-    Some((token, daemon, address))
-}
-
 /// Google.Apis.Auth, on one connection for all but the first two, as its HttpClient keeps it.
 #[tokio::test]
 async fn dotnet() {
-    let Some((_token, daemon, address)) = daemon().await else { return };
+    let Some((_token, daemon, address)) = over_http(|config| config).await else { return };
     let claims = |answer: &str| {
         let answer: Value = serde_json::from_str(answer).unwrap();
         assert!(answer["expires_in"].as_u64().unwrap() > 3_590 && answer["token_type"] == "Bearer", "{answer}");
@@ -121,7 +110,7 @@ async fn dotnet() {
 /// `gcloud storage sign-url --impersonate-service-account`, whose IAM Credentials endpoint is signetd.
 #[tokio::test]
 async fn gcloud_storage_sign_url() {
-    let Some((_token, daemon, address)) = daemon().await else { return };
+    let Some((_token, daemon, address)) = over_http(|config| config).await else { return };
     let accounts = "/computeMetadata/v1/instance/service-accounts";
     let urllib = "Accept-Encoding: identity\r\nUser-Agent: Python-urllib/3.12\r\nConnection: close\r\n";
     assert_eq!(Client::new(address).get("/computeMetadata/v1/universe/universe-domain", urllib), "googleapis.com");

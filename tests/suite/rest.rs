@@ -5,24 +5,12 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
-use tonic_health::ServingStatus;
 
+use crate::signing::over_http;
 use crate::support::daemon::{ACCOUNT, TestDaemon};
 use crate::support::http::{Answer, send, send_as};
-use crate::support::softhsm::SoftHsm;
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
-
-async fn daemon() -> Option<(SoftHsm, TestDaemon, SocketAddr)> {
-    let token = SoftHsm::new()?;
-    let more = format!("http = \"127.0.0.1:0\"\n{}", token.toml());
-    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&more));
-    daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
-    daemon.spawn();
-    daemon.wait_for_health(ServingStatus::Serving).await;
-    let address = daemon.http();
-    Some((token, daemon, address))
-}
 
 fn post(address: SocketAddr, verb: &str, body: &str) -> Answer {
     let line = format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:{verb}");
@@ -42,7 +30,7 @@ fn verified(daemon: &TestDaemon, jwt: &Value) -> Value {
 
 #[tokio::test]
 async fn the_four_methods_answer_as_googles_clients_read_it() {
-    let Some((_token, daemon, address)) = daemon().await else { return };
+    let Some((_token, daemon, address)) = over_http(|config| config).await else { return };
     // Python: an absent list is null, and truth values are text.
     let token =
         good(address, "generateAccessToken", &json!({"delegates": null, "scope": [SCOPE], "lifetime": "3600s"}));
@@ -82,7 +70,7 @@ async fn the_four_methods_answer_as_googles_clients_read_it() {
 
 #[tokio::test]
 async fn what_is_no_method_and_who_is_not_allowed_are_told_apart() {
-    let Some((_token, _daemon, address)) = daemon().await else { return };
+    let Some((_token, _daemon, address)) = over_http(|config| config).await else { return };
     for (line, status) in [
         (format!("POST /v1/projects/project/serviceAccounts/{ACCOUNT}:signBlob"), 400),
         (format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}"), 404),
@@ -101,7 +89,7 @@ async fn what_is_no_method_and_who_is_not_allowed_are_told_apart() {
 
 #[tokio::test]
 async fn metrics_tell_what_was_asked_and_made_and_nothing_of_a_callers() {
-    let Some((_token, _daemon, address)) = daemon().await else { return };
+    let Some((_token, _daemon, address)) = over_http(|config| config).await else { return };
     let token = json!({"scope": [SCOPE]});
     for _ in 0..3 {
         good(address, "generateAccessToken", &token);
@@ -139,7 +127,7 @@ async fn metrics_tell_what_was_asked_and_made_and_nothing_of_a_callers() {
 
 #[tokio::test]
 async fn public_keys_are_for_everybody_and_may_be_kept() {
-    let Some((_token, daemon, address)) = daemon().await else { return };
+    let Some((_token, daemon, address)) = over_http(|config| config).await else { return };
     daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "next"]);
     daemon.wait_for_log("took the keyring");
     let get = |path: &str| send(address, &format!("GET {path}"), &[], "");

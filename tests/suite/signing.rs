@@ -1,6 +1,7 @@
 //! Every rpc end to end, on every device; and what becomes of the daemon's devices and callers while it serves.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,6 +30,18 @@ pub(crate) async fn on_softhsm() -> Option<(SoftHsm, TestDaemon)> {
     daemon.spawn();
     daemon.wait_for_health(ServingStatus::Serving).await;
     Some((token, daemon))
+}
+
+/// The same with a port for HTTP, and where that is; its configuration is changed first.
+pub(crate) async fn over_http(change: impl FnOnce(String) -> String) -> Option<(SoftHsm, TestDaemon, SocketAddr)> {
+    let token = SoftHsm::new()?;
+    let config = TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{}", token.toml()));
+    let mut daemon = TestDaemon::prepare(&change(config));
+    daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    let address = daemon.http();
+    Some((token, daemon, address))
 }
 
 /// A TPM with one key for a daemon that does not run yet.

@@ -9,22 +9,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use signet::subject::{self, Subject};
-use tonic_health::ServingStatus;
 
+use crate::signing::over_http;
 use crate::support::daemon::{ACCOUNT, TestDaemon};
 use crate::support::http::{Answer, send};
 use crate::support::softhsm::SoftHsm;
 use crate::support::{signetctl, skip_optional};
 
 async fn daemon() -> Option<(SoftHsm, TestDaemon, SocketAddr)> {
-    let token = SoftHsm::new()?;
-    let config = TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{}", token.toml()))
-        + "scopes = [\"https://www.googleapis.com/auth/*\"]\n[[account]]\nemail = \"forbidden@project.example\"\n";
-    let config = config.replace("\"sign-digest\", ", "");
-    let mut daemon = TestDaemon::prepare(&config);
-    daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "k"]);
-    daemon.spawn();
-    daemon.wait_for_health(ServingStatus::Serving).await;
+    let more = "scopes = [\"https://www.googleapis.com/auth/*\"]\n[[account]]\nemail = \"forbidden@project.example\"\n";
+    let (token, daemon, _) = over_http(|config| (config + more).replace("\"sign-digest\", ", "")).await?;
     let address = daemon.settle_http();
     Some((token, daemon, address))
 }

@@ -230,7 +230,7 @@ impl Dispatcher {
         let lost = match outcome.and_then(|answer| job.request.verified(answer)) {
             Ok(answer) => {
                 generation.right = true;
-                self.sight.is_proven();
+                self.sight.clear();
                 self.suspects.clear(&job.request);
                 if matches!(answer, Answer::Sign(_)) {
                     self.counters.signatures.fetch_add(1, Relaxed);
@@ -250,7 +250,7 @@ impl Dispatcher {
                 job.request.answer(Err(error.clone()));
                 error
             }
-            Err(error @ DeviceError::Permanent(_)) if self.sight.is_lost() => {
+            Err(error @ DeviceError::Permanent(_)) if self.sight.misses() => {
                 job.request.answer(Err(error.clone()));
                 error
             }
@@ -289,7 +289,7 @@ impl Dispatcher {
         match DeviceProcess::start(&self.launcher, &self.config, permit) {
             Ok(process) => {
                 self.counters.generations.fetch_add(1, Relaxed);
-                self.sight.is_proven();
+                self.sight.clear();
                 let generation = Generation { process, workers: 0, started: Instant::now(), right: false };
                 self.phase = Phase::Running(Box::new(generation));
             }

@@ -79,12 +79,12 @@ pub(super) struct Sight {
 
 impl Sight {
     /// It is new, or has given a right answer.
-    pub(super) const fn is_proven(&mut self) {
+    pub(super) const fn clear(&mut self) {
         self.missing = None;
     }
 
     /// Takes note of a key that it does not know: whether that is reason enough for a fresh process.
-    pub(super) fn is_lost(&mut self) -> bool {
+    pub(super) fn misses(&mut self) -> bool {
         let missing = self.missing.get_or_insert_with(Instant::now).elapsed() >= BLIND;
         let lost = missing && self.lost.is_none_or(|lost| lost.elapsed() >= AGAIN);
         if lost {

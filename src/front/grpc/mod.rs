@@ -20,7 +20,6 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service};
@@ -49,23 +48,15 @@ pub async fn serve(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let services = Arc::new(Services::new(&signer, health, cache_time)?);
     let identities = Arc::new(Identities::default());
-    let (stopping, stopped) = watch::channel(());
-    let mut connections = JoinSet::new();
-    let mut stop = std::pin::pin!(stop);
-    loop {
-        tokio::select! {
-            () = &mut stop => break,
-            connection = listener.accept(|uid| signer.names(uid)) => {
-                // Nobody waits for what another one's executable takes to read.
-                let learning = Arc::clone(&identities).learn(connection, signer.sought());
-                let (services, stopped) = (Arc::clone(&services), stopped.clone());
-                connections.spawn(async move { services.converse(learning.await, stopped).await });
-            }
-            Some(_ended) = connections.join_next() => {}
-        }
-    }
-    drop((listener, stopping));
-    while connections.join_next().await.is_some() {}
+    let (known, names) = (Arc::clone(&signer), Arc::clone(&signer));
+    let accept = async move || listener.accept(|uid| names.names(uid)).await;
+    let converse = |connection, stopped| {
+        // Nobody waits for what another one's executable takes to read.
+        let learning = Arc::clone(&identities).learn(connection, known.sought());
+        let services = Arc::clone(&services);
+        async move { services.converse(learning.await, stopped).await }
+    };
+    super::serve(accept, converse, stop).await;
     Ok(())
 }
 

@@ -17,7 +17,6 @@ pub struct Listener {
     address: SocketAddr,
     socket: TcpListener,
     connections: Shares,
-    bodies: Shares,
     told: Told,
 }
 
@@ -47,8 +46,6 @@ pub(super) struct Connection {
     pub(super) address: SocketAddr,
     /// Whose it is.
     pub(super) user: User,
-    /// What bodies of requests are in memory.
-    pub(super) bodies: Shares,
     _place: Share,
 }
 
@@ -75,8 +72,7 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(socket)?;
         tracing::info!(%address, "listening for HTTP");
-        let (connections, bodies) = (Shares::of_connections(), Shares::new(MOST_OF_A_USER, MOST));
-        Ok(Self { address, socket, connections, bodies, told: Told::default() })
+        Ok(Self { address, socket, connections: Shares::of_connections(), told: Told::default() })
     }
 
     /// The next connection within the limits, which depend on whether a rule names its user, who is known. All others are
@@ -112,7 +108,7 @@ impl Listener {
             }
             return None;
         }
-        Some(Connection { stream, address: self.address, user, bodies: self.bodies.clone(), _place: place })
+        Some(Connection { stream, address: self.address, user, _place: place })
     }
 }
 
@@ -139,8 +135,5 @@ fn owner(stream: &TcpStream) -> io::Result<u32> {
     Ok(uid)
 }
 
-/// A dozen of the largest requests.
-const MOST_OF_A_USER: usize = 16 << 20;
-const MOST: usize = 64 << 20;
 /// How many questions a user database that hangs may be asked at once.
 static LOOK_UPS: Semaphore = Semaphore::const_new(16);

@@ -27,7 +27,6 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::admission::{Share, Shares, User};
@@ -77,26 +76,16 @@ struct Asked {
 
 /// Serves until `stop` is done; then nobody else is let in, and the requests on their way finish.
 pub async fn serve(listener: Listener, front: Front, stop: impl Future<Output = ()> + Send) {
-    let front = Arc::new(front);
-    let (stopping, stopped) = watch::channel(());
-    let mut connections = JoinSet::new();
-    let mut stop = std::pin::pin!(stop);
-    loop {
-        tokio::select! {
-            () = &mut stop => break,
-            connection = listener.accept(|uid| front.signer.names(uid)) => {
-                connections.spawn(Arc::clone(&front).converse(connection, stopped.clone()));
-            }
-            Some(_ended) = connections.join_next() => {}
-        }
-    }
-    drop((listener, stopping));
-    while connections.join_next().await.is_some() {}
+    let (front, bodies) = (Arc::new(front), Shares::new(MOST_OF_A_USER, MOST));
+    let signer = Arc::clone(&front.signer);
+    let accept = async move || listener.accept(|uid| signer.names(uid)).await;
+    let converse = |connection, stopped| Arc::clone(&front).converse(connection, bodies.clone(), stopped);
+    super::serve(accept, converse, stop).await;
 }
 
 impl Front {
     /// Answers the requests of a connection, one after the other.
-    async fn converse(self: Arc<Self>, connection: Connection, mut stopped: watch::Receiver<()>) {
+    async fn converse(self: Arc<Self>, connection: Connection, bodies: Shares, mut stopped: watch::Receiver<()>) {
         let asking = tokio::time::timeout(USER_DATABASE, connection.caller());
         let caller = match asking.await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok(caller) => Arc::new(caller),
@@ -105,7 +94,7 @@ impl Front {
                 return tracing::warn!(uid, %error, "closed a connection: the user database does not tell the user's groups");
             }
         };
-        let (user, bodies) = (connection.user, connection.bodies);
+        let user = connection.user;
         let peer = Peer { caller, address: connection.address, user, bodies, stopped: stopped.clone() };
         let (stream, progress) = Strict::new(connection.stream);
         let service = service_fn(|request: Request<Incoming>| {
@@ -211,6 +200,9 @@ impl Asked {
     }
 }
 
+/// A dozen of the largest requests.
+const MOST_OF_A_USER: usize = 16 << 20;
+const MOST: usize = 64 << 20;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// For how long a caller waits for a signature.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -114,7 +114,7 @@ impl Writer {
             return written;
         }
         let (entry, added) = match self.add(entry) {
-            Ok(added) => {
+            Ok(mut added) => {
                 others_first().await;
                 match added.write() {
                     Ok(written) => return Some(written),
@@ -180,24 +180,24 @@ impl Writer {
 struct Added<'a> {
     writer: &'a Writer,
     number: u64,
+    /// None once it was written, or handed to the thread.
     entry: Option<Box<Entry>>,
 }
 
 impl Added<'_> {
     /// Whether it could be written; the record where that is for the thread.
-    fn write(mut self) -> Result<bool, Box<Entry>> {
+    fn write(&mut self) -> Result<bool, Box<Entry>> {
         let Some(entry) = self.entry.take() else { return Ok(true) };
-        let Self { writer, number, .. } = self;
-        let log = &writer.log;
+        let log = &self.writer.log;
         let Some(mut open) = log.try_lock() else { return Err(entry) };
-        let mut written = open.file.has(number);
+        let mut written = open.file.has(self.number);
         if !written {
             let was_synced = open.unsynced.is_none();
             let outcome = open.write(log.fsync);
             written = log.tell(&open, &outcome);
             if !written || (was_synced && open.unsynced.is_some()) {
                 drop(open);
-                writer.send(Message::Look);
+                self.writer.send(Message::Look);
             }
         }
         log.count(&entry, written);
@@ -207,10 +207,8 @@ impl Added<'_> {
 
 impl Drop for Added<'_> {
     fn drop(&mut self) {
-        let Self { writer, number, .. } = *self;
-        let Some(entry) = self.entry.take() else { return };
-        if let Err(entry) = (Added { writer, number, entry: Some(entry) }.write()) {
-            writer.send(Message::Entry { entry, added: true, reply: None });
+        if let Err(entry) = self.write() {
+            self.writer.send(Message::Entry { entry, added: true, reply: None });
         }
     }
 }

@@ -11,6 +11,7 @@ use signet::keyring::Keyring;
 use signet::signer::Audit;
 
 use super::{Case, Table};
+use crate::config;
 use crate::support::desk::{Desk, openssl};
 
 /// A text with one thing in it replaced, as the case says.
@@ -94,7 +95,7 @@ fn configurations() {
     let path = folder.path().join("signet.toml");
     crate::support::write_private(&folder.path().join("pin"), "123456\n");
     crate::support::write_private(&folder.path().join("module.so"), "");
-    let good = GOOD_CONFIGURATION.replace("{folder}", &here);
+    let good = config::GOOD.replace("{folder}", &here);
     let mut table = Table::new("configuration", "edits", &[("folder", &here)]);
     while let Some(mut case) = table.next() {
         crate::support::write_private(&path, &edited(&mut case, good.clone()));
@@ -170,21 +171,3 @@ fn audit_logs() {
     }
     table.end();
 }
-
-const GOOD_CONFIGURATION: &str = r#"state_dir = "state"
-
-[[device]]
-name = "hsm"
-kind = "pkcs11"
-module = "{folder}/module.so"
-token = "signet"
-pin_file = "pin"
-
-[[account]]
-email = "app@project.iam.gserviceaccount.com"
-
-[[allow]]
-users = ["root"]
-accounts = ["app@project.iam.gserviceaccount.com"]
-operations = ["sign-jwt"]
-"#;

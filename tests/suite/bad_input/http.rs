@@ -3,25 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use tonic_health::ServingStatus;
-
 use super::Table;
+use crate::signing::over_http;
 use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon};
 use crate::support::http::{raw, send};
 use crate::support::softhsm::SoftHsm;
 
 /// A daemon with a key, and where it listens. `more` is appended to its configuration.
 async fn daemon(more: &str) -> Option<(SoftHsm, TestDaemon, SocketAddr)> {
-    let token = SoftHsm::new()?;
-    let config = TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{}", token.toml())) + more;
     // No rule that limits what is signed allows digests.
-    let config = config.replace("\"sign-digest\", ", "");
-    let mut daemon = TestDaemon::prepare(&config);
-    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
-    daemon.spawn();
-    daemon.wait_for_health(ServingStatus::Serving).await;
-    let address = daemon.http();
-    Some((token, daemon, address))
+    over_http(|config| (config + more).replace("\"sign-digest\", ", "")).await
 }
 
 const GET: &str = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n";

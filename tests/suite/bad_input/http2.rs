@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use signet::proto;
 
 use super::{Table, hex};
-use crate::http2::{frame, request, whole_request};
+use crate::http2::{PREFACE, SETTINGS, frame, request, whole_request};
 use crate::support::PATIENCE;
 use crate::support::daemon::{NO_DEVICE, TestDaemon};
 
@@ -74,9 +74,7 @@ async fn frames() {
     table.end();
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
