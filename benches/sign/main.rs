@@ -36,7 +36,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
 
 use machine::Machine;
-use measure::{Meter, Plan};
+use measure::{Meter, Plan, web};
 use report::Report;
 use stand::{Backend, Kind, Stand};
 
@@ -91,6 +91,7 @@ fn main() {
     match arguments.as_slice() {
         [first, config] if first == raw::SUBCOMMAND => return raw::serve(config.as_ref()),
         [first, socket] if first == crowd::SUBCOMMAND => return crowd::serve(socket.as_ref()),
+        [first] if first == web::SUBCOMMAND => return web::serve(),
         _ => {}
     }
     let options = Options::parse();

@@ -131,7 +131,7 @@ impl Device {
             Backend::Configured(file) => (configured(file), None, None),
         };
         let device = Self { folder, table, port, tpm };
-        device.configure(&device.table);
+        device.reconfigure(&[]);
         if matches!(backend, Backend::Configured(_)) {
             return device;
         }
@@ -162,27 +162,27 @@ impl Device {
         self.folder.path().join(name)
     }
 
-    /// Has the daemon reach the same device in another way: what to replace in its table.
+    /// Configures the daemon with this replaced.
     pub(crate) fn reconfigure(&self, replaced: &[(&str, &str)]) {
-        let table = replaced.iter().fold(self.table.clone(), |table, (old, new)| {
-            assert!(table.contains(old), "{old:?} is not in {table}");
-            table.replace(old, new)
+        let text = replaced.iter().fold(self.configuration(), |text, (old, new)| {
+            assert!(text.contains(old), "{old:?} is not in {text}");
+            text.replace(old, new)
         });
-        self.configure(&table);
+        fs::write(self.config(), text).unwrap();
+        fs::set_permissions(self.config(), fs::Permissions::from_mode(0o600)).unwrap();
     }
 
-    fn configure(&self, table: &str) {
+    fn configuration(&self) -> String {
+        let table = &self.table;
         let parsed: toml::Table = table.parse().unwrap();
         let accounts = parsed["account"].as_array().unwrap().iter();
         let accounts: Vec<_> = accounts.map(|account| account["email"].as_str().unwrap()).collect();
         let users: Vec<_> = std::iter::once(nix::unistd::geteuid().as_raw()).chain(crowd::USERS).collect();
-        let text = format!(
+        format!(
             "{table}\n[listen]\ngrpc = \"run/signet.sock\"\nmode = \"0666\"\n[audit]\npath = \"run/audit.log\"\n\
              [cache]\nentries = 20000\n[[allow]]\nusers = {users:?}\naccounts = {accounts:?}\n\
              operations = [\"sign-blob\", \"mint-access-token\"]\n"
-        );
-        fs::write(self.config(), text).unwrap();
-        fs::set_permissions(self.config(), fs::Permissions::from_mode(0o600)).unwrap();
+        )
     }
 
     fn signetctl(&self, arguments: &[&str]) {
@@ -242,10 +242,15 @@ fn swtpm(folder: &Path) -> (u16, Running) {
     panic!("swtpm does not start");
 }
 
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
 /// Two neighbouring ports that were free a moment ago.
 fn free_pair() -> u16 {
     loop {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = free_port();
         if port < u16::MAX && TcpListener::bind((Ipv4Addr::LOCALHOST, port + 1)).is_ok() {
             return port;
         }

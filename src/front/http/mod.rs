@@ -35,6 +35,7 @@ use crate::file::StateDir;
 use crate::signer::{Call, Signer};
 use listen::Connection;
 pub use listen::{BindError, Listener, bind};
+pub use peer::uid;
 use reply::{Refusal, Reply};
 use strict::Strict;
 

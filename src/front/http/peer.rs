@@ -23,7 +23,7 @@ use crate::access::Caller;
 ///
 /// # Errors
 /// Where the kernel does not tell of exactly that socket, or tells that nobody has it open any more.
-pub(super) fn uid(client: SocketAddr, server: SocketAddr) -> io::Result<u32> {
+pub fn uid(client: SocketAddr, server: SocketAddr) -> io::Result<u32> {
     let diag = diag()?;
     send(diag.as_raw_fd(), &question(client, server), MsgFlags::empty())?;
     // The kernel has answered by the time that it was asked.
