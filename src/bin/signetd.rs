@@ -1,15 +1,16 @@
 //! The Signet daemon: arguments -> configuration -> [`signet::daemon`] -> exit code.
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use nix::sys::stat::{Mode, umask};
 use signet::config::{Config, ConfigError};
+use signet::ctl::manual_page;
 use signet::daemon;
 use signet::device::guard_memory;
 use signet::log::{self, StandardError};
@@ -45,6 +46,8 @@ enum LogFormat {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Print the manual page: signetd man > signetd.1
+    Man,
     /// What signetd starts itself as, once
     #[command(hide = true, name = daemon::DEVICE_LAUNCHER)]
     DeviceLauncher,
@@ -83,6 +86,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Some(Command::DeviceLauncher) => return daemon::device_launcher(logging(arguments)).map(ExitCode::from),
         Some(Command::DeviceProcess { config }) => {
             return daemon::device_process(config.as_deref()).map(ExitCode::from);
+        }
+        Some(Command::Man) => {
+            let command = Arguments::command().name("signetd").disable_help_subcommand(true);
+            std::io::stdout().write_all(manual_page(&command)?.as_bytes())?;
+            return Ok(ExitCode::SUCCESS);
         }
         None => {}
     }

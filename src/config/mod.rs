@@ -25,7 +25,7 @@ use crate::access::{AccountEmail, Policy};
 pub use crate::audit::{Fsync, Rotation};
 use crate::device::{DeviceConfig, DeviceKind};
 use crate::file::StateDir;
-use crate::key::KeyId;
+use crate::key::{Digest, Hash, KeyId, hexadecimal};
 use crate::trust::{self, Untrusted};
 use credentials::Folders;
 pub use exchange::Exchange;
@@ -37,6 +37,8 @@ use file::{File, Principal, Source};
 pub struct Config {
     /// The file it came from.
     pub path: PathBuf,
+    /// The SHA-256 of what stood there, in hexadecimal.
+    pub sha256: String,
     /// Where keyring, certificates, latches and the audit log stand.
     pub state_dir: StateDir,
     /// Where it listens.
@@ -89,7 +91,15 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the file, the line and the field, and says what to do.
     pub fn load(named: &Path) -> Result<Self, ConfigError> {
-        let (path, text) = read(named)?;
+        Self::load_by(named, |path| fs::read_to_string(path))
+    }
+
+    /// Checks a configuration file that `read` reads.
+    ///
+    /// # Errors
+    /// [`ConfigError`], as [`Config::load`].
+    pub fn load_by(named: &Path, read: impl FnOnce(&Path) -> io::Result<String>) -> Result<Self, ConfigError> {
+        let (path, text) = text_of(named, read)?;
         let source = Source { path: &path, text: &text };
         let mut written: File = source.parse()?;
         let folder = path.parent().unwrap_or(Path::new("/"));
@@ -111,6 +121,7 @@ impl Config {
             metadata: http::metadata(source, written.metadata)?,
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
+            sha256: hexadecimal(Digest::of(Hash::Sha256, text.as_bytes()).as_bytes()),
             state_dir,
             path,
         };
@@ -123,7 +134,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], as [`Config::load`].
     pub fn listen(path: &Path) -> Result<Listen, ConfigError> {
-        let (path, text) = read(path)?;
+        let (path, text) = text_of(path, |path| fs::read_to_string(path))?;
         let source = Source { path: &path, text: &text };
         let written: File = source.parse()?;
         Listen::new(source, path.parent().unwrap_or(Path::new("/")), written.listen)
@@ -232,8 +243,8 @@ impl Listen {
     }
 }
 
-/// Reads a file that nobody else can change; returns its path without links too.
-fn read(path: &Path) -> Result<(PathBuf, String), ConfigError> {
+/// What stands in a file that nobody else can change, and its path without links.
+fn text_of(path: &Path, read: impl FnOnce(&Path) -> io::Result<String>) -> Result<(PathBuf, String), ConfigError> {
     let (path, metadata) = trust::walk(path).map_err(|untrusted| match untrusted {
         Untrusted::Unreadable { source, .. } if source.kind() == io::ErrorKind::NotFound => ConfigError {
             path: path.to_owned(),
@@ -246,8 +257,8 @@ fn read(path: &Path) -> Result<(PathBuf, String), ConfigError> {
     if !metadata.is_file() || metadata.len() > LONGEST_FILE {
         return Err(unusable("it is no file of at most 1 MiB".to_owned(), "name a configuration file with --config"));
     }
-    let text = fs::read_to_string(&path)
-        .map_err(|error| unusable(error.to_string(), "make it a UTF-8 text that this user can read"))?;
+    let text =
+        read(&path).map_err(|error| unusable(error.to_string(), "make it a UTF-8 text that this user can read"))?;
     Ok((path, text))
 }
 
@@ -297,7 +308,8 @@ fn principal(
 }
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/signet";
-const DEFAULT_SOCKET: &str = "/run/signet/signet.sock";
+/// Where the daemon listens, unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/signet/signet.sock";
 const DEFAULT_SOCKET_MODE: u32 = 0o660;
 const DEFAULT_CACHE_TIME: Duration = Duration::from_secs(15 * 60);
 const DEFAULT_MAX_SIZE: u64 = 64 << 20;

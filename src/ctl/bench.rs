@@ -77,7 +77,12 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
         let account = options.account.map(String::from).unwrap_or_default();
         let mut asker = Asker { client, account, audience: options.audience, rests: false };
         // The first tells the key, and finds things cold: it is not measured.
-        let (kid, _) = asker.ask(0, &socket).await?;
+        let (kid, _) = asker.ask(0, &socket).await.map_err(|failure| match &asker.audience {
+            None if failure.is_refused() => failure.hint(
+                "--audience URL, of a service that the rules let you mint tokens for; without it this needs sign-blob",
+            ),
+            _ => failure,
+        })?;
         let found = Found { device: device_of(global, &kid), kid };
         // Where it is not known what it is, it is treated with care.
         asker.rests = found.device.as_ref().is_none_or(|(_, is_tpm)| *is_tpm);

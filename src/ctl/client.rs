@@ -97,7 +97,7 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
         }
         (Code::FailedPrecondition, "AUDIT_UNWRITABLE") => (
             Exit::Unavailable,
-            "an operator makes room for the audit log: nothing is signed without a record".to_owned(),
+            "an operator mends what signetctl status names: nothing is signed without a record".to_owned(),
         ),
         (Code::Unavailable, "TOKEN_ENDPOINT_AWAY") => (Exit::Unavailable, format!("{again}; signetd's log tells why")),
         (Code::Unavailable | Code::DeadlineExceeded, _) if !reason.is_empty() => {
@@ -118,7 +118,8 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
         _ => (Exit::Failed, LOG.to_owned()),
     };
     let message = if status.message().is_empty() { status.code().description() } else { status.message() };
-    Failure::with(exit, message).hint(hint)
+    let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    Failure::with(exit, format!("{message}{reason}")).hint(hint)
 }
 
 /// What starts the daemon, however it is started here.

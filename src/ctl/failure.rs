@@ -75,6 +75,11 @@ impl Failure {
         self
     }
 
+    /// Whether policy refused it.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.exit == Exit::Refused
+    }
+
     /// What to do about it.
     pub(crate) fn remedy(&self) -> Option<&str> {
         self.remedy.as_deref()

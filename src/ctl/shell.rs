@@ -1,9 +1,10 @@
 //! `completions` and `man`: generated from the command line's own description.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
-use clap::CommandFactory as _;
+use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 
 use super::failure::Failure;
@@ -16,25 +17,39 @@ pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
 }
 
 pub(crate) fn man(directory: &Path, global: &Global) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::new(format!("{}: {error}", directory.display())).hint("name a folder that exists")
-    };
-    let command = Cli::command().disable_help_subcommand(true);
-    clap_mangen::generate_to(command, directory).map_err(failed)?;
-    for entry in fs::read_dir(directory).map_err(failed)?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("signetctl") && name.ends_with(".1") {
-            let page = fs::read_to_string(entry.path()).map_err(failed)?;
-            fs::write(entry.path(), with_examples(&page)).map_err(failed)?;
-        }
-    }
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    write_pages(&command, directory)
+        .map_err(|error| Failure::new(format!("{}: {error}", directory.display())).hint("name a folder that exists"))?;
     global.note(format!("Written to {}: man -l {}/signetctl.1", directory.display(), directory.display()));
     Ok(())
 }
 
-/// A page whose examples are named so, and keep their lines: a command that was broken can't be pasted.
-fn with_examples(page: &str) -> String {
-    let Some((before, examples)) = page.split_once(".SH EXTRA\n") else { return page.to_owned() };
-    let (examples, after) = examples.split_at(examples.find(".SH ").unwrap_or(examples.len()));
-    format!("{before}.SH EXAMPLES\n.nf\n{examples}.fi\n{after}")
+fn write_pages(command: &Command, directory: &Path) -> io::Result<()> {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+    fs::write(directory.join(format!("{name}.1")), manual_page(command)?)?;
+    command.get_subcommands().try_for_each(|command| write_pages(command, directory))
+}
+
+/// A command's manual page. Its synopsis is what --help says; its examples are named so, and keep their lines: a command that
+/// was broken can't be pasted.
+///
+/// # Errors
+/// None that is known.
+pub fn manual_page(command: &Command) -> io::Result<String> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).source(concat!("Signet ", env!("CARGO_PKG_VERSION"))).render(&mut page)?;
+    let page = String::from_utf8(page).map_err(io::Error::other)?;
+    let usage = command.clone().render_usage().to_string().replace('\\', "\\\\").replace('-', "\\-");
+    let page = with_section(&page, "SYNOPSIS", |_synopsis| {
+        format!(".SH SYNOPSIS\n.nf\n{}\n.fi\n", usage.trim_start_matches("Usage: "))
+    });
+    Ok(with_section(&page, "EXTRA", |examples| format!(".SH EXAMPLES\n.nf\n{examples}.fi\n")))
+}
+
+/// A page with one of its sections, heading and all, made anew of what stands in it.
+fn with_section(page: &str, heading: &str, anew: impl FnOnce(&str) -> String) -> String {
+    let Some((before, section)) = page.split_once(&format!(".SH {heading}\n")) else { return page.to_owned() };
+    let (section, after) = section.split_at(section.find(".SH ").unwrap_or(section.len()));
+    format!("{before}{}{after}", anew(section))
 }
