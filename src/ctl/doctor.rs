@@ -91,7 +91,7 @@ fn of_everything(global: &Global, config: &Config) -> Vec<Finding> {
     }
     findings.extend(of_keyring(config));
     findings.extend(of_policy(config));
-    findings.extend(of_socket(&global.socket().unwrap_or_else(|_| config.listen.grpc.clone())));
+    findings.extend(of_socket(&global.socket().unwrap_or_else(|_| config.listen.grpc.clone()), config));
     findings.extend(config.listen.http.into_iter().flat_map(clients::of_http));
     findings
 }
@@ -292,13 +292,20 @@ fn of_policy(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn of_socket(socket: &Path) -> Vec<Finding> {
-    match status::daemon(socket) {
-        Ok(daemon) if daemon.serving => vec![Finding::good(format!("signetd serves at {}", socket.display()))],
-        Ok(_) => vec![Finding::bad(
-            format!("signetd is up at {}, but no account can sign", socket.display()),
+fn of_socket(socket: &Path, config: &Config) -> Vec<Finding> {
+    let daemon = match status::daemon(socket) {
+        Ok(daemon) => daemon,
+        Err(failure) => return vec![Finding::failed(&failure)],
+    };
+    let difference = status::difference(config, &daemon).map(|(what, remedy)| Finding::bad(what, remedy));
+    let socket = socket.display();
+    let health = match (daemon.serving, daemon.cause.is_empty()) {
+        (true, _) => Finding::good(format!("signetd serves at {socket}")),
+        (false, true) => Finding::bad(
+            format!("signetd is up at {socket}, but no account can sign"),
             format!("mend what stands above; {}", client::LOG),
-        )],
-        Err(failure) => vec![Finding::failed(&failure)],
-    }
+        ),
+        (false, false) => Finding::bad(format!("signetd is up at {socket}, but {}", daemon.cause), daemon.remedy),
+    };
+    difference.into_iter().chain([health]).collect()
 }

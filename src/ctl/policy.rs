@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::failure::{Exit, Failure};
 use super::sign::lifetime;
-use super::{Global, read, table};
+use super::{Global, read, status, table};
 use crate::access::{AccountEmail, Caller, Executable, Operation, Permit, Request};
 use crate::jwt::claims::{Claims, InvalidClaims};
 use crate::jwt::jws::{Shape, shape};
@@ -21,7 +21,8 @@ use crate::key::{Algorithm, Digest, Hash, KeyId};
 pub(crate) enum PolicyCommand {
     /// Tell which rule allows a request, or why each does not
     ///
-    /// Reads the configuration and asks nobody. Exit code 3 where the request would be refused.
+    /// Judges by the configuration as its file is now, and notes it where signetd runs another. Exit code 3 where the request
+    /// would be refused.
     #[command(after_help = "\
 Example:
   signetctl policy explain --user app --account app@project.iam.gserviceaccount.com \\
@@ -97,6 +98,7 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
     let allowed = authorized.is_ok() && unfit.is_none();
     let json = json!({ "allowed": allowed, "rule": rule, "rules": told, "verdict": verdict });
     global.show(&json, [table(&rows), verdict.clone()].join("\n").trim_start())?;
+    status::note_difference(global, &config);
     if allowed {
         return Ok(());
     }

@@ -38,6 +38,8 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     };
     let (mut text, mut json) = (vec![format!("signetd at {}: {state}", socket.display())], json!({}));
     let told = daemon.as_ref().ok();
+    let difference = config.as_ref().zip(told).and_then(|(config, told)| difference(config, told));
+    text.extend(difference.as_ref().map(|(what, remedy)| format!("{what}\n  try: {remedy}")));
     if let Some(config) = &config {
         json = described(config, &keyring, told);
         text.push(devices(config, told));
@@ -46,7 +48,10 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let serving = told.is_some_and(|told| told.serving);
     if let Some(json) = json.as_object_mut() {
         json.insert("healthy".to_owned(), serving.into());
-        json.insert("daemon".to_owned(), json!({ "socket": socket, "state": state }));
+        json.insert(
+            "daemon".to_owned(),
+            json!({ "socket": socket, "state": state, "runs_other_configuration": difference.map(|(what, _)| what) }),
+        );
     }
     global.show(&json, text.join("\n\n"))?;
     daemon?;
@@ -63,6 +68,26 @@ pub(super) fn daemon(socket: &Path) -> Result<GetStatusResponse, Failure> {
         let answer = client.get_status(GetStatusRequest {}).await;
         answer.map(Response::into_inner).map_err(|status| client::explained(&status, socket))
     })
+}
+
+/// What signetd runs in place of this configuration as its file is now, and what to do about it. It may not tell us.
+pub(super) fn difference(config: &Config, told: &GetStatusResponse) -> Option<(String, &'static str)> {
+    let file = config.path.display();
+    if told.config_sha256.is_empty() {
+        return None;
+    }
+    if told.config_sha256 != config.sha256 {
+        return Some((format!("signetd runs another configuration than {file} as it is now"), RELOAD));
+    }
+    told.wants_restart.then(|| (format!("signetd runs only that part of {file} that a reload may change"), RESTART))
+}
+
+/// Notes it where signetd runs another configuration than this.
+pub(super) fn note_difference(global: &Global, config: &Config) {
+    let told = global.socket().and_then(|socket| daemon(&socket));
+    if let Some((what, remedy)) = told.ok().and_then(|told| difference(config, &told)) {
+        global.note(format!("{what}; try: {remedy}"));
+    }
 }
 
 /// What is worth knowing about when a key's certificate ends.
@@ -156,5 +181,8 @@ fn described(config: &Config, keyring: &Keyring, told: Option<&GetStatusResponse
     json!({ "devices": devices, "accounts": accounts })
 }
 
+const RELOAD: &str =
+    "signetctl config check, then systemctl reload signetd, or kill -HUP PID; its log tells why it refused a reload";
+const RESTART: &str = "systemctl restart signetd, or stop it and start it again";
 /// Time enough to upload a new certificate.
 const SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);

@@ -35,18 +35,10 @@ pub fn confine(config: &Config) {
     }
 }
 
-/// Whether of the configuration's folder only the file is open, so that another file in its place is not.
-pub(super) fn is_alone(config: &Config) -> bool {
-    let folder = config.path.parent().unwrap_or(Path::new("/"));
-    secrets(config).iter().any(|secret| lies_in(secret, folder))
-}
-
 fn files(config: &Config) -> Files<PathBuf> {
-    let folder = config.path.parent().unwrap_or(Path::new("/"));
-    let configuration = if is_alone(config) { &config.path } else { folder }.to_owned();
     let network = !config.exchanges.is_empty();
     let resolver = network.then(resolver).into_iter().flatten();
-    let read = NAMES.iter().map(PathBuf::from).chain([configuration]).chain(resolver).collect();
+    let read = NAMES.iter().map(PathBuf::from).chain(resolver).collect();
     Files { read, write: config.written().map(Path::to_owned).into(), network }
 }
 

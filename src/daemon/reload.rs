@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use tokio::task;
 
-use super::confine;
 use super::watch::{Seen, Watch};
 use crate::config::Config;
 use crate::device::DeviceConfig;
 use crate::device::handle::{Handle, Start};
 use crate::file::StateDir;
 use crate::keyring::KeyringError;
-use crate::signer::{Devices, LiveKeyring};
+use crate::signer::{Devices, LiveKeyring, Source};
 
 /// What changes when a file is replaced or rewritten: device, inode, length, time of change in seconds and nanoseconds.
 pub(super) type Stamp = (u64, u64, u64, i64, i64);
@@ -21,13 +20,11 @@ pub(super) type Stamp = (u64, u64, u64, i64, i64);
 impl Watch {
     /// Takes the configuration as it is now: all of it, or nothing.
     pub(super) async fn reload(&mut self, seen: &mut Seen) {
-        let path = self.config.path.clone();
-        let config = match blocking(move || Config::load(&path)).await {
+        let (path, launcher) = (self.config.path.clone(), Arc::clone(&self.launcher));
+        let config = match blocking(move || Config::load_by(&path, |_told_before| launcher.read())).await {
             Ok(config) => config,
             Err(error) => {
-                let shut = error.what.contains("Permission denied") && confine::is_alone(&self.config);
-                let remedy = if shut { REPLACED } else { error.remedy.as_str() };
-                tracing::error!(%error, remedy, "the configuration is not reloaded: the old one stays in force");
+                tracing::error!(%error, remedy = error.remedy, "the configuration is not reloaded: the old one stays in force");
                 return;
             }
         };
@@ -44,6 +41,7 @@ impl Watch {
             let Config {
                 policy: _,
                 path: _,
+                sha256: _,
                 devices: _,
                 listen,
                 metadata,
@@ -55,12 +53,14 @@ impl Watch {
             } = config.clone();
             (listen, metadata, audit, cache_entries, state_dir, max_client_cache_time, exchanges)
         };
-        if fixed(&config) != fixed(&self.config) {
+        let wants_restart = fixed(&config) != fixed(&self.config);
+        if wants_restart {
             tracing::warn!(
                 "more than accounts, rules and devices changed in the configuration: restart signetd for the rest"
             );
         }
         self.signer.set_policy(config.policy);
+        self.signer.set_source(Source { sha256: config.sha256, wants_restart });
         (self.devices, self.config.devices) = (devices, config.devices);
         tracing::info!("reloaded accounts, rules, devices and keyring");
     }
@@ -117,6 +117,3 @@ pub(super) fn stamp(state_dir: &StateDir) -> Option<Stamp> {
     let metadata = fs::metadata(state_dir.keyring()).ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
-
-/// A confined daemon has the file open to it, not the folder.
-const REPLACED: &str = "correct it in the file that was there at the start: its folder holds a PIN, so no other file in it can be read; or restart signetd";

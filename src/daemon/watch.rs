@@ -16,7 +16,7 @@ use crate::device::handle::{Handle, Health};
 use crate::device::launcher::LauncherProcess;
 use crate::front::grpc::Readiness;
 use crate::key::KeyId;
-use crate::signer::{Devices, Key, Signer};
+use crate::signer::{Devices, Key, Signer, Source};
 
 /// What is looked after.
 pub(super) struct Watch {
@@ -61,6 +61,7 @@ impl Watch {
     /// Watches until aborted. A reload that fails changes nothing.
     pub(super) fn start(mut self, mut reloads: channel::Receiver<()>) -> JoinHandle<()> {
         let woken = Arc::clone(&self.woken);
+        self.signer.set_source(Source { sha256: self.config.sha256.clone(), wants_restart: false });
         self.devices.values().for_each(|handle| self.follow(handle));
         tokio::spawn(async move {
             let mut seen = Seen { keyring: self.keyring.take(), ..Seen::default() };

@@ -3,12 +3,15 @@
 //! What a confined daemon may not do its children may not either, and they have to open devices, PINs and modules. So they
 //! are another process's children. That process is told once, before the daemon meets a caller, which devices there are and
 //! where they are configured; from then on the daemon names one, passes an end of a pipe, and can have nothing else started, nor
-//! started otherwise: of a device that is configured otherwise by now the launcher reads the configuration itself.
+//! started otherwise: of a device that is configured otherwise by now the launcher reads the configuration itself. It reads it
+//! to the daemon as well, which may open no other file in that folder: a PIN may stand there.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -35,19 +38,21 @@ enum Order {
     /// First and once: the devices there are, and the file that says so.
     Know(Vec<DeviceConfig>, PathBuf),
     /// Start the process of this device, which the daemon knows by this configuration, on the descriptor that comes with it.
-    Start { id: u64, device: KeyId, print: Print },
+    Start { id: u64, device: KeyId, fingerprint: Fingerprint },
     /// Kill it.
     End { id: u64 },
+    /// Write what stands in the configuration to the descriptor that comes with it, or why it can't be read.
+    Read,
 }
 
 /// What two configurations have in common only if they are the same.
-type Print = [u8; 32];
+type Fingerprint = [u8; 32];
 
-fn print(config: &DeviceConfig) -> io::Result<Print> {
+fn fingerprint(config: &DeviceConfig) -> io::Result<Fingerprint> {
     let bytes = postcard::to_stdvec(config).map_err(io::Error::other)?;
-    let mut print = Print::default();
-    print.copy_from_slice(digest(&SHA256, &bytes).as_ref());
-    Ok(print)
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+    Ok(fingerprint)
 }
 
 impl LauncherProcess {
@@ -71,12 +76,25 @@ impl LauncherProcess {
 
     /// Has a device's process started on its end of a pipe. Where that fails, the pipe is closed.
     pub(super) fn launch(&self, id: u64, device: &DeviceConfig, pipe: &OwnedFd) -> io::Result<()> {
-        self.order(&Order::Start { id, device: device.name.clone(), print: print(device)? }, Some(pipe))
+        self.order(&Order::Start { id, device: device.name.clone(), fingerprint: fingerprint(device)? }, Some(pipe))
     }
 
     /// Has a device's process killed.
     pub(super) fn end(&self, id: u64) -> io::Result<()> {
         self.order(&Order::End { id }, None)
+    }
+
+    /// Reads the configuration as it is now. Blocks.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    pub fn read(&self) -> io::Result<String> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        self.order(&Order::Read, Some(&theirs.into()))?;
+        let mut told = Vec::new();
+        ours.read_to_end(&mut told)?;
+        let text: Result<String, String> = postcard::from_bytes(&told).map_err(io::Error::other)?;
+        text.map_err(io::Error::other)
     }
 
     /// Waits for the launcher's end, which is the end of all devices. Blocks.
@@ -155,7 +173,7 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Nursery<F> {
             (Order::Know(devices, file), None) if self.file.as_os_str().is_empty() => {
                 (self.devices, self.file) = (devices, file);
             }
-            (Order::Start { id, device, print }, Some(pipe)) => match self.start(&device, print, pipe) {
+            (Order::Start { id, device, fingerprint }, Some(pipe)) => match self.start(&device, fingerprint, pipe) {
                 Ok(child) => drop(self.children.insert(id, child)),
                 Err(error) => tracing::error!(%device, "its process can't be started: {error}"),
             },
@@ -165,22 +183,30 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Nursery<F> {
                     self.dying.push(child);
                 }
             }
+            (Order::Read, Some(pipe)) => {
+                let text = fs::read_to_string(&self.file).map_err(|error| error.to_string());
+                let told = postcard::to_stdvec(&text).map_err(io::Error::other);
+                if let Err(error) = told.and_then(|told| UnixStream::from(pipe).write_all(&told)) {
+                    tracing::error!("launcher of device processes: the configuration is not told: {error}");
+                }
+            }
             _ => tracing::error!("launcher of device processes: refused an order"),
         }
     }
 
-    fn start(&mut self, device: &KeyId, print: Print, pipe: OwnedFd) -> io::Result<Child> {
-        if self.find(device, print).is_none() {
+    fn start(&mut self, device: &KeyId, wanted: Fingerprint, pipe: OwnedFd) -> io::Result<Child> {
+        if self.find(device, wanted).is_none() {
             self.devices = (self.reread)(&self.file).map_err(io::Error::other)?;
         }
-        let config = self.find(device, print);
+        let config = self.find(device, wanted);
         let config = config.ok_or_else(|| io::Error::other("it is configured otherwise now: reload signetd"))?;
         let text = serde_json::to_string(config)?;
         command(&self.program, &self.arguments, config).arg(text).stdin(pipe).spawn()
     }
 
-    fn find(&self, device: &KeyId, wanted: Print) -> Option<&DeviceConfig> {
-        self.devices.iter().find(|config| config.name == *device && print(config).is_ok_and(|print| print == wanted))
+    fn find(&self, device: &KeyId, wanted: Fingerprint) -> Option<&DeviceConfig> {
+        let is_wanted = |config: &DeviceConfig| fingerprint(config).is_ok_and(|fingerprint| fingerprint == wanted);
+        self.devices.iter().find(|config| config.name == *device && is_wanted(config))
     }
 }
 

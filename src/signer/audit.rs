@@ -90,6 +90,11 @@ impl Audit {
         self.writer.is_writable()
     }
 
+    /// Why nothing can be written, where nothing can: the file, and what the system says.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.writer.trouble()
+    }
+
     /// Begins a new file, whatever the size of this one.
     pub fn rotate(&self) {
         self.writer.rotate();

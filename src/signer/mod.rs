@@ -37,12 +37,13 @@ use minting::Allowed;
 use rate::Rules;
 use request::Body;
 pub use request::{Bytes, JwtBody};
-pub use status::{DeviceState, DeviceStatus, Status};
+pub use status::{DeviceState, DeviceStatus, Source, Status};
 
 /// What a daemon signs with: policy and keyring can be swapped while it runs.
 #[derive(Debug)]
 pub struct Signer {
     rules: ArcSwap<Rules>,
+    source: ArcSwap<Source>,
     keyring: ArcSwap<LiveKeyring>,
     cache: Cache,
     exchanges: Exchanges,
@@ -89,6 +90,7 @@ impl Signer {
         let (rules, keyring) = (ArcSwap::from_pointee(Rules::new(policy)), ArcSwap::from_pointee(keyring));
         Self {
             rules,
+            source: ArcSwap::default(),
             keyring,
             cache,
             exchanges: Exchanges::new(),
@@ -379,12 +381,6 @@ impl Signer {
             of_account.next().is_some_and(|newest| newest.is_active() && newest.is_same(key))
         };
         self.cache.retain(|minted| rules.policy.account(minted.key.account()).is_some() && signs(&minted.key));
-    }
-
-    /// What the cache has done.
-    #[must_use]
-    pub fn cache_figures(&self) -> CacheFigures {
-        self.cache.figures()
     }
 }
 

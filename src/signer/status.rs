@@ -1,6 +1,8 @@
 //! How the daemon and its devices are, for whoever asks.
 
-use super::{Key, Signer};
+use std::sync::Arc;
+
+use super::{CacheFigures, Key, Signer};
 use crate::access::Caller;
 use crate::device::handle::Health;
 use crate::key::KeyId;
@@ -11,9 +13,20 @@ pub struct Status {
     /// Whether any account can sign now.
     pub serving: bool,
     /// What keeps it from signing beside its devices, and what to do about it.
-    pub trouble: Option<(&'static str, &'static str)>,
+    pub trouble: Option<(String, &'static str)>,
     /// The devices of the configuration.
     pub devices: Vec<DeviceStatus>,
+    /// Where rules, accounts and devices came from, for those who may do anything here.
+    pub source: Option<Arc<Source>>,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// The SHA-256 of its file, in hexadecimal.
+    pub sha256: String,
+    /// Whether it changed more than a reload does.
+    pub wants_restart: bool,
 }
 
 /// How a device is.
@@ -58,9 +71,23 @@ impl Signer {
         if !known {
             devices.iter_mut().for_each(|device| device.trouble = None);
         }
-        let unwritable = ("the audit log can't be written", "make room for it: signetd goes on by itself");
-        let trouble = (!self.audit.is_writable()).then_some(unwritable);
-        Status { serving: self.can_sign(), trouble, devices }
+        let unwritable = |why: String| {
+            let why = if known { format!(" ({why})") } else { String::new() };
+            (format!("the audit log can't be written{why}"), UNWRITABLE)
+        };
+        let trouble = self.audit.trouble().map(unwritable);
+        Status { serving: self.can_sign(), trouble, devices, source: known.then(|| self.source.load_full()) }
+    }
+
+    /// What the cache has done.
+    #[must_use]
+    pub fn cache_figures(&self) -> CacheFigures {
+        self.cache.figures()
+    }
+
+    /// Takes note of which configuration is in force.
+    pub fn set_source(&self, source: Source) {
+        self.source.store(Arc::new(source));
     }
 
     fn device_status(&self) -> Vec<DeviceStatus> {
@@ -83,3 +110,5 @@ impl Signer {
         keyring.devices().iter().map(of).collect()
     }
 }
+
+const UNWRITABLE: &str = "make room for it, or mend what is named: signetd goes on by itself";

@@ -55,8 +55,9 @@ async fn the_daemon_can_open_its_own_files_and_no_pin_token_device_or_program() 
         assert_eq!(started.kind(), ErrorKind::PermissionDenied);
         let connected = std::net::TcpStream::connect("127.0.0.1:9").unwrap_err();
         assert_eq!(connected.kind(), ErrorKind::PermissionDenied);
+        // Its launcher reads it, so that it can be replaced beside a PIN.
+        assert!(is_closed(&daemon.config_file()));
         // What it serves with.
-        File::open(daemon.config_file()).unwrap();
         File::open(daemon.state().join("keyring.json")).unwrap();
         OpenOptions::new().append(true).open(daemon.audit_file()).unwrap();
         assert!(nix::unistd::User::from_name("root").unwrap().is_some());

@@ -17,13 +17,78 @@ use super::signing::{on_softhsm, on_swtpm};
 use super::support::daemon::{ACCOUNT, TestDaemon};
 use super::support::desk::{Desk, failed, openssl};
 use super::support::modules::Shim;
-use super::support::signetctl;
 use super::support::softhsm::{LABEL, SoftHsm};
 use super::support::swtpm::SwTpm;
+use super::support::{eventually, signetctl, write_private};
 
 #[test]
 fn usage_is_as_written_down() {
     trycmd::TestCases::new().case("tests/cmd/*.toml");
+}
+
+#[test]
+fn manual_pages_have_a_synopsis_each_and_signetd_has_one_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed = |program: &mut Command| {
+        let output = program.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    printed(Command::new(env!("CARGO_BIN_EXE_signetctl")).arg("man").arg(folder.path()));
+    fs::write(folder.path().join("signetd.1"), printed(Command::new(env!("CARGO_BIN_EXE_signetd")).arg("man")))
+        .unwrap();
+    for (page, synopsis) in [
+        ("signetctl", "signetctl [OPTIONS] <COMMAND>"),
+        ("signetctl-key-generate", "signetctl key generate [OPTIONS] --device <NAME>"),
+        ("signetctl-audit-verify", "signetctl audit verify [OPTIONS] [FILE]..."),
+        ("signetd", "signetd [OPTIONS] [COMMAND]"),
+    ] {
+        let text = fs::read_to_string(folder.path().join(format!("{page}.1"))).unwrap();
+        let told = text.split_once(".SH SYNOPSIS\n.nf\n").unwrap().1.split_once("\n.fi\n").unwrap().0;
+        assert_eq!(told.replace('\\', ""), synopsis);
+    }
+}
+
+/// As `init` leaves it, with the PIN beside it, and as most editors write: by another file in its place.
+#[tokio::test]
+async fn a_configuration_that_signetd_does_not_run_is_told_and_one_that_was_replaced_is_reloaded() {
+    let Some(token) = SoftHsm::new() else { return };
+    let device = token.toml().replace(token.pin_file().to_str().unwrap(), "hsm.pin");
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&device));
+    write_private(&daemon.folder().join("hsm.pin"), &fs::read_to_string(token.pin_file()).unwrap());
+    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    let said = |arguments: &[&str]| {
+        let output = signetctl(&daemon.config_file()).args(arguments).output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let explain = ["policy", "explain", "--user", "root", "--account", ACCOUNT, "--operation", "sign-blob"];
+    let generate = ["key", "generate", "--device", "hsm"];
+    let all: [&[&str]; 4] = [&["status"], &["doctor"], &explain, &generate];
+    let other = "signetd runs another configuration";
+    for arguments in all {
+        let said = said(arguments);
+        assert!(!said.contains(other), "{arguments:?}: {said}");
+    }
+    let replaced = |from: &str, to: &str| {
+        let text = fs::read_to_string(daemon.config_file()).unwrap().replace(from, to);
+        let new = daemon.folder().join("new.toml");
+        write_private(&new, &text);
+        fs::rename(new, daemon.config_file()).unwrap();
+    };
+    replaced("project_id = \"project\"", "project_id = \"another\"");
+    for arguments in all {
+        let said = said(arguments);
+        assert!(said.contains(other) && said.contains("systemctl reload signetd"), "{arguments:?}: {said}");
+    }
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("reloaded accounts");
+    assert!(!said(&["status"]).contains(other));
+    replaced("mode = \"0666\"", "mode = \"0660\"");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("restart signetd for the rest");
+    eventually("status tells of the restart", async || said(&["status"]).contains("systemctl restart signetd")).await;
 }
 
 #[test]

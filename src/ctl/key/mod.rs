@@ -15,7 +15,7 @@ use nix::unistd::{User, geteuid};
 
 pub(super) use self::manage::expiry;
 use super::failure::Failure;
-use super::{Global, sign};
+use super::{Global, sign, status};
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::device::Provision;
@@ -95,6 +95,7 @@ pub(crate) fn run(command: KeyCommand, global: &Global) -> Result<(), Failure> {
 /// Waits until a daemon that runs has taken the keyring as it is now: what is asked next is to be answered by it.
 fn settle(global: &Global, config: &Config) {
     let Ok(keyring) = Keyring::load(&config.state_dir) else { return };
+    status::note_difference(global, config);
     let until = Instant::now() + SETTLED;
     while Instant::now() < until {
         match is_taken(global, config, &keyring) {

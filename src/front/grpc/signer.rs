@@ -11,7 +11,9 @@ use crate::jwt::certificate::validity;
 use crate::jwt::jwk::jwks;
 use crate::key;
 use crate::proto::{self, mint_jwt_access_token_request as mint, sign_blob_request as blob};
-use crate::signer::{self, Bytes, DeviceState, DeviceStatus, JwtBody, Key, KeyState, SignError, Signed, Signer};
+use crate::signer::{
+    self, Bytes, DeviceState, DeviceStatus, JwtBody, Key, KeyState, SignError, Signed, Signer, Source,
+};
 
 pub(super) struct Service {
     pub(super) signer: Arc<Signer>,
@@ -102,10 +104,17 @@ impl proto::signer_server::Signer for Service {
     }
 
     async fn get_status(&self, request: Request<proto::GetStatusRequest>) -> Answer<proto::GetStatusResponse> {
-        let signer::Status { serving, trouble, devices } = self.signer.status(caller(&request)?);
+        let signer::Status { serving, trouble, devices, source } = self.signer.status(caller(&request)?);
         let (cause, remedy) = trouble.unwrap_or_default();
-        let devices = devices.into_iter().map(device).collect();
-        Ok(Response::new(proto::GetStatusResponse { serving, cause: cause.into(), remedy: remedy.into(), devices }))
+        let Source { sha256, wants_restart } = source.map(|source| (*source).clone()).unwrap_or_default();
+        Ok(Response::new(proto::GetStatusResponse {
+            serving,
+            cause,
+            remedy: remedy.into(),
+            devices: devices.into_iter().map(device).collect(),
+            config_sha256: sha256,
+            wants_restart,
+        }))
     }
 }
 

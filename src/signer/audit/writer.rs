@@ -2,9 +2,10 @@
 //! take long. While others wait, while the log is being synced and where each record must be, a thread writes, all that
 //! wait together at once; and what is refused again and again as one line.
 
+mod behind;
+
 use std::io;
 use std::path::Path;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 #[cfg(not(all(test, feature = "model")))]
 use std::{sync, thread};
@@ -14,6 +15,7 @@ use shuttle::{sync, thread};
 use sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::timeout_at;
 
 use super::super::metrics::Requests;
@@ -21,6 +23,7 @@ use super::log::{LogFile, OpenError, Written};
 use super::refusals::{Refusals, Shared};
 use super::{Entry, UNWRITABLE};
 use crate::audit::{Fsync, Rotation};
+use behind::Thread;
 
 /// The log, and the way to the thread that writes what is not written at once.
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ struct Log {
     fsync: Fsync,
     /// Whether the last record could be written.
     writable: AtomicBool,
+    /// Why it could not, for as long as that lasts.
+    trouble: Mutex<String>,
     /// Whether the thread is no more: then nothing is synced, and so nothing is to be signed.
     ended: AtomicBool,
     /// How many messages wait for the thread.
@@ -70,8 +75,8 @@ impl Writer {
     pub(super) fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
         let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None, lost: false });
         let (writable, ended, waiting) = (AtomicBool::new(true), AtomicBool::new(false), AtomicUsize::new(0));
-        let (refusals, requests) = (Refusals::new(), Requests::new());
-        let log = Arc::new(Log { open, fsync, writable, ended, waiting, refusals, requests });
+        let (trouble, refusals, requests) = (Mutex::new(String::new()), Refusals::new(), Requests::new());
+        let log = Arc::new(Log { open, fsync, writable, trouble, ended, waiting, refusals, requests });
         let (messages, received) = mpsc::channel();
         let thread = Thread { log: Arc::clone(&log), messages: received };
         thread::Builder::new()
@@ -88,6 +93,15 @@ impl Writer {
 
     pub(super) fn is_writable(&self) -> bool {
         self.log.writable.load(Ordering::Acquire) && !self.log.ended.load(Ordering::Acquire)
+    }
+
+    /// Why nothing can be written, where nothing can.
+    pub(super) fn trouble(&self) -> Option<String> {
+        if self.log.ended.load(Ordering::Acquire) {
+            return Some("its thread has ended; restart signetd".to_owned());
+        }
+        let trouble = || self.log.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (!self.is_writable()).then(trouble)
     }
 
     /// Whether so much waits that there is no hope.
@@ -115,7 +129,7 @@ impl Writer {
         }
         let (entry, added) = match self.add(entry) {
             Ok(mut added) => {
-                others_first().await;
+                yield_now().await;
                 match added.write() {
                     Ok(written) => return Some(written),
                     Err(entry) => (entry, true),
@@ -142,7 +156,7 @@ impl Writer {
 
     /// Has the thread tell of a refusal in one line with others; none where it is to have its own.
     fn write_with_others(&self, entry: &Entry) -> Option<Shared> {
-        if !entry.is_refusal() {
+        if !entry.is_refusal() || !self.is_writable() {
             return None;
         }
         let (line, is_first) = self.log.refusals.count(entry, Instant::now())?;
@@ -213,19 +227,6 @@ impl Drop for Added<'_> {
     }
 }
 
-/// Lets whoever else is about to run do so.
-async fn others_first() {
-    let mut waited = false;
-    std::future::poll_fn(|cx| {
-        if std::mem::replace(&mut waited, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
 impl OpenLog {
     /// Writes what was added, or keeps it until that is possible.
     fn write(&mut self, fsync: Fsync) -> io::Result<()> {
@@ -259,6 +260,10 @@ impl Log {
 
     /// Takes note of whether the log can be written, and tells where that has changed.
     fn tell(&self, open: &OpenLog, written: &io::Result<()>) -> bool {
+        if let Err(error) = written {
+            let trouble = format!("{}: {error}", open.file.path().display());
+            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        }
         let was_writable = self.writable.swap(written.is_ok(), Ordering::AcqRel);
         match written {
             Err(error) if was_writable => {
@@ -292,73 +297,8 @@ impl Drop for Ended {
     }
 }
 
-/// The thread that writes what could take long.
-struct Thread {
-    log: Arc<Log>,
-    messages: mpsc::Receiver<Message>,
-}
-
-impl Thread {
-    fn run(self) {
-        let _ended = Ended(Arc::clone(&self.log));
-        loop {
-            let first = match self.messages.recv_timeout(self.patience()) {
-                Ok(message) => Some(message),
-                Err(mpsc::RecvTimeoutError::Timeout) => None,
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            };
-            let batch: Vec<_> = first.into_iter().chain(self.messages.try_iter().take(BATCH)).collect();
-            self.write(batch);
-        }
-        let _ = self.log.lock().sync();
-    }
-
-    /// How long to wait for a message before there is something else to do.
-    fn patience(&self) -> Duration {
-        if !self.log.writable.load(Ordering::Acquire) {
-            return RETRY;
-        }
-        let sync = self.log.lock().unsynced.map(|since| since + SYNC_INTERVAL);
-        let next = sync.into_iter().chain(self.log.refusals.due()).min();
-        next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(Instant::now()))
-    }
-
-    fn write(&self, batch: Vec<Message>) {
-        let at_once = batch.iter().any(|message| matches!(message, Message::Flush(_)));
-        let refused = self.log.refusals.take(Instant::now(), at_once);
-        let mut open = self.log.lock();
-        if batch.iter().any(|message| matches!(message, Message::Rotate)) {
-            open.file.rotate();
-        }
-        let added = batch.iter().try_for_each(|message| match message {
-            Message::Entry { entry, added: false, .. } => open.file.add(entry).map(drop),
-            _ => Ok(()),
-        });
-        let added = refused.as_ref().map_or(Ok(()), |refused| open.file.add(&refused.line()).map(drop)).and(added);
-        let fsync = self.log.fsync;
-        let outcome = open.write(fsync).and(added).and_then(|()| open.sync_where_due(fsync));
-        let written = self.log.tell(&open, &outcome);
-        self.log.waiting.fetch_sub(batch.len(), Ordering::AcqRel);
-        if let Some(refused) = refused {
-            refused.tell(written);
-        }
-        for message in batch {
-            match message {
-                Message::Entry { entry, reply, .. } => {
-                    self.log.count(&entry, written);
-                    reply.map(|reply| reply.send(written));
-                }
-                Message::Flush(reply) if written && open.sync().is_ok() => drop(reply.send(())),
-                _ => {}
-            }
-        }
-    }
-}
-
-const BATCH: usize = 1024;
 /// Some 50 MB: far more than wait for any disk that works.
 const MOST_WAITING: usize = 65_536;
-const RETRY: Duration = Duration::from_millis(500);
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -384,5 +324,6 @@ mod tests {
         // Whoever had begun to write when the thread ended.
         assert!(writer.log.tell(&writer.log.lock(), &Ok(())));
         assert!(!writer.is_writable());
+        assert_eq!(writer.trouble().unwrap(), "its thread has ended; restart signetd");
     }
 }

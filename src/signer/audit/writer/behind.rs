@@ -1,0 +1,73 @@
+//! The thread that writes what could take long: where each record must be synced, where others write, and again where that failed.
+
+use std::time::{Duration, Instant};
+
+use super::sync::atomic::Ordering;
+use super::sync::{Arc, mpsc};
+use super::{Ended, Log, Message, SYNC_INTERVAL};
+
+/// The thread that writes what could take long.
+pub(super) struct Thread {
+    pub(super) log: Arc<Log>,
+    pub(super) messages: mpsc::Receiver<Message>,
+}
+
+impl Thread {
+    pub(super) fn run(self) {
+        let _ended = Ended(Arc::clone(&self.log));
+        loop {
+            let first = match self.messages.recv_timeout(self.patience()) {
+                Ok(message) => Some(message),
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            };
+            let batch: Vec<_> = first.into_iter().chain(self.messages.try_iter().take(BATCH)).collect();
+            self.write(batch);
+        }
+        let _ = self.log.lock().sync();
+    }
+
+    /// How long to wait for a message before there is something else to do.
+    fn patience(&self) -> Duration {
+        if !self.log.writable.load(Ordering::Acquire) {
+            return RETRY;
+        }
+        let sync = self.log.lock().unsynced.map(|since| since + SYNC_INTERVAL);
+        let next = sync.into_iter().chain(self.log.refusals.due()).min();
+        next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(Instant::now()))
+    }
+
+    fn write(&self, batch: Vec<Message>) {
+        let at_once = batch.iter().any(|message| matches!(message, Message::Flush(_)));
+        let refused = self.log.refusals.take(Instant::now(), at_once);
+        let mut open = self.log.lock();
+        if batch.iter().any(|message| matches!(message, Message::Rotate)) {
+            open.file.rotate();
+        }
+        let added = batch.iter().try_for_each(|message| match message {
+            Message::Entry { entry, added: false, .. } => open.file.add(entry).map(drop),
+            _ => Ok(()),
+        });
+        let added = refused.as_ref().map_or(Ok(()), |refused| open.file.add(&refused.line()).map(drop)).and(added);
+        let fsync = self.log.fsync;
+        let outcome = open.write(fsync).and(added).and_then(|()| open.sync_where_due(fsync));
+        let written = self.log.tell(&open, &outcome);
+        self.log.waiting.fetch_sub(batch.len(), Ordering::AcqRel);
+        if let Some(refused) = refused {
+            refused.tell(written);
+        }
+        for message in batch {
+            match message {
+                Message::Entry { entry, reply, .. } => {
+                    self.log.count(&entry, written);
+                    reply.map(|reply| reply.send(written));
+                }
+                Message::Flush(reply) if written && open.sync().is_ok() => drop(reply.send(())),
+                _ => {}
+            }
+        }
+    }
+}
+
+const BATCH: usize = 1024;
+const RETRY: Duration = Duration::from_millis(500);
