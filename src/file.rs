@@ -1,14 +1,40 @@
 //! Files of state: where they stand, that they are ours alone, and written whole or not at all.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Write as _};
 use std::ops::Deref;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::key::KeyId;
+
+/// What changes when a file is replaced or written, whoever does it: unlike its time of modification, nobody sets the time of
+/// its last change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(of: &Metadata) -> Self {
+        Self { device: of.dev(), inode: of.ino(), length: of.size(), changed: (of.ctime(), of.ctime_nsec()) }
+    }
+}
+
+impl Stamp {
+    /// Whether a file was changed so long ago that one more change gives it another stamp: file systems tell times in ticks.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let changed = u64::try_from(self.changed.0).ok().map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        changed.is_some_and(|changed| changed.elapsed().is_ok_and(|age| age > Duration::from_secs(2)))
+    }
+}
 
 /// The state folder, and where each thing in it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! What changes while the daemon serves: the configuration at SIGHUP, the keyring whenever signetctl replaces it.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use tokio::task;
@@ -10,12 +9,9 @@ use super::watch::{Seen, Watch};
 use crate::config::Config;
 use crate::device::DeviceConfig;
 use crate::device::handle::{Handle, Start};
-use crate::file::StateDir;
+use crate::file::{Stamp, StateDir};
 use crate::keyring::KeyringError;
 use crate::signer::{Devices, LiveKeyring, Source};
-
-/// What changes when a file is replaced or rewritten: device, inode, length, time of change in seconds and nanoseconds.
-pub(super) type Stamp = (u64, u64, u64, i64, i64);
 
 impl Watch {
     /// Takes the configuration as it is now: all of it, or nothing.
@@ -114,6 +110,5 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 pub(super) fn stamp(state_dir: &StateDir) -> Option<Stamp> {
-    let metadata = fs::metadata(state_dir.keyring()).ok()?;
-    Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
+    Some(Stamp::from(&fs::metadata(state_dir.keyring()).ok()?))
 }

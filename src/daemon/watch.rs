@@ -8,12 +8,12 @@ use tokio::sync::{Notify, watch as channel};
 use tokio::task::{self, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::reload::Stamp;
 use super::supervisor;
 use crate::config::Config;
 use crate::device::DeviceError;
 use crate::device::handle::{Handle, Health};
 use crate::device::launcher::LauncherProcess;
+use crate::file::Stamp;
 use crate::front::grpc::Readiness;
 use crate::key::KeyId;
 use crate::signer::{Devices, Key, Signer, Source};

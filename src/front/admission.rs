@@ -107,9 +107,9 @@ impl Drop for Share {
 
 /// When callers' doing was last told: they must not be able to fill the log.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<Option<Instant>>);
+pub(super) struct LogThrottle(Mutex<Option<Instant>>);
 
-impl Told {
+impl LogThrottle {
     /// Whether it is time to tell something again.
     pub(super) fn may_tell(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);

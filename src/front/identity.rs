@@ -3,32 +3,27 @@
 //! Whatever is in doubt stays unknown, and what is unknown matches no rule.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::admission::Told;
+use super::admission::LogThrottle;
 use super::listen::Connection;
 use super::peer;
 use crate::access::{Executable, Sought};
+use crate::file::Stamp;
 
 /// What it takes to tell who is who, over all connections.
 #[derive(Debug, Default)]
 pub(super) struct Identities {
     hashes: Mutex<HashMap<PathBuf, (Stamp, [u8; 32])>>,
-    told: Told,
+    throttle: LogThrottle,
 }
-
-/// What changes when a file is replaced or written, whoever does it: unlike its time of modification, nobody sets the
-/// time of its last change.
-type Stamp = (u64, u64, u64, i64, i64);
 
 impl Identities {
     /// Learns of a connection's peer what the rules ask for.
@@ -49,7 +44,7 @@ impl Identities {
         match learnt {
             Ok((unit, executable)) => connection.learnt(unit, executable),
             Err(error) => {
-                if self.told.may_tell() {
+                if self.throttle.may_tell() {
                     tracing::warn!(uid, pid, %error, "a caller's unit and executable are not known: rules that ask for them don't match it");
                 }
             }
@@ -73,7 +68,7 @@ impl Identities {
     /// What a living peer's /proc says, or why not, to the log.
     fn told<T>(&self, pid: u32, what: &str, read: Option<io::Result<T>>) -> Option<T> {
         let said = read?.inspect_err(|error| {
-            if self.told.may_tell() {
+            if self.throttle.may_tell() {
                 tracing::warn!(pid, %error, "can't read a caller's {what}: signetd needs to see /proc (systemd: ProtectProc=default), and for executables of other users CAP_SYS_PTRACE");
             }
         });
@@ -88,9 +83,9 @@ impl Identities {
             return Ok(None);
         }
         let file = File::open(link)?;
-        let running = stamp(&file.metadata()?);
+        let running = Stamp::from(&file.metadata()?);
         // A process may have a file system of its own, in which this path is anything.
-        if running != stamp(&fs::metadata(&path)?) {
+        if running != Stamp::from(&fs::metadata(&path)?) {
             return Ok(None);
         }
         let hashed = named.iter().any(|wanted| wanted.sha256.is_some());
@@ -105,10 +100,10 @@ impl Identities {
             return Ok(*known);
         }
         let sha256 = sha256(&mut file)?;
-        if stamp(&file.metadata()?) != before {
+        if Stamp::from(&file.metadata()?) != before {
             return Err(io::Error::other("the executable changed while it was read"));
         }
-        if settled(before) {
+        if before.is_settled() {
             hashes.insert(path.to_owned(), (before, sha256));
         }
         Ok(sha256)
@@ -135,16 +130,6 @@ fn unit_of(cgroup: &str) -> Option<String> {
     // Names that the kernel would take for its own files have an underscore in front.
     let unit = name.strip_prefix('_').unwrap_or(name);
     UNITS.iter().any(|suffix| unit.len() > suffix.len() && unit.ends_with(suffix)).then(|| unit.to_owned())
-}
-
-fn stamp(metadata: &Metadata) -> Stamp {
-    (metadata.dev(), metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec())
-}
-
-/// Whether a file was changed so long ago that one more change gives it another stamp: file systems tell times in ticks.
-fn settled((_, _, _, seconds, _): Stamp) -> bool {
-    let changed = u64::try_from(seconds).map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > Duration::from_secs(2)))
 }
 
 fn sha256(file: &mut File) -> io::Result<[u8; 32]> {
@@ -272,7 +257,7 @@ mod tests {
         fs::write(&path, "x").unwrap();
         let hash = |path: &Path| {
             let file = File::open(path).unwrap();
-            let before = stamp(&file.metadata().unwrap());
+            let before = Stamp::from(&file.metadata().unwrap());
             identities.sha256(path, file, before).unwrap();
         };
         hash(&path);

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixListener;
 use tokio::time::{Instant, Sleep};
 
-use super::admission::{Share, Shares, Told, User};
+use super::admission::{LogThrottle, Share, Shares, User};
 use super::peer;
 use super::stream::Stream;
 use crate::access::{Caller, Executable};
@@ -28,7 +28,7 @@ use crate::trust::{self, Untrusted};
 pub struct Listener {
     socket: UnixListener,
     connections: Shares,
-    told: Arc<Told>,
+    throttle: Arc<LogThrottle>,
     /// None where a supervisor bound it, which keeps it.
     _bound: Option<Bound>,
 }
@@ -109,7 +109,7 @@ impl Listener {
         let metadata = fs::symlink_metadata(path).map_err(io)?;
         let inode = (metadata.dev(), metadata.ino());
         let bound = Bound { path: path.to_owned(), inode, _lock: lock };
-        Ok(Self { socket, connections: Shares::of_connections(), told: Arc::default(), _bound: Some(bound) })
+        Ok(Self { socket, connections: Shares::of_connections(), throttle: Arc::default(), _bound: Some(bound) })
     }
 
     /// Takes a socket that a supervisor has bound; `path` is where clients are told to look for it. Needs a tokio runtime.
@@ -124,7 +124,7 @@ impl Listener {
         }
         socket.set_nonblocking(true).map_err(io)?;
         let socket = UnixListener::from_std(socket).map_err(io)?;
-        Ok(Self { socket, connections: Shares::of_connections(), told: Arc::default(), _bound: None })
+        Ok(Self { socket, connections: Shares::of_connections(), throttle: Arc::default(), _bound: None })
     }
 
     /// The next connection within the limits, which depend on whether a rule names its user. Connections beyond them are closed
@@ -139,7 +139,7 @@ impl Listener {
                         return connection;
                     }
                 }
-                Err(error) => self.told.accept_failed(&error).await,
+                Err(error) => self.throttle.accept_failed(&error).await,
             }
         }
     }
@@ -154,14 +154,14 @@ impl Listener {
         };
         let place = self.connections.begin(User { uid: caller.uid, is_named: is_named(caller.uid) });
         if !place.grow(1) {
-            if self.told.may_tell() {
+            if self.throttle.may_tell() {
                 tracing::warn!(uid = caller.uid, pid = caller.pid, "closed a connection: too many are open");
             }
             return None;
         }
         let stream = Stream::new(stream).ok()?;
         let (patience, awaited) = (Box::pin(tokio::time::sleep(FIRST_REQUEST)), Awaited::FirstRequest);
-        Some(Connection { stream, caller, awaited, patience, told: Arc::clone(&self.told), place })
+        Some(Connection { stream, caller, awaited, patience, throttle: Arc::clone(&self.throttle), place })
     }
 }
 
@@ -231,7 +231,7 @@ pub struct Connection {
     caller: Caller,
     awaited: Awaited,
     patience: Pin<Box<Sleep>>,
-    told: Arc<Told>,
+    throttle: Arc<LogThrottle>,
     place: Share,
 }
 
@@ -282,7 +282,7 @@ impl Connection {
 
     /// The error that closes it for what its peer does, which the log is told.
     pub(super) fn close(&self, offence: &'static str) -> io::Error {
-        if self.told.may_tell() {
+        if self.throttle.may_tell() {
             tracing::warn!(uid = self.caller.uid, pid = self.caller.pid, "closed a connection: {offence}");
         }
         io::ErrorKind::ConnectionAborted.into()

@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-use super::super::admission::{Share, Shares, Told, User};
+use super::super::admission::{LogThrottle, Share, Shares, User};
 use super::peer;
 use crate::access::Caller;
 
@@ -17,7 +17,7 @@ pub struct Listener {
     address: SocketAddr,
     socket: TcpListener,
     connections: Shares,
-    told: Told,
+    throttle: LogThrottle,
 }
 
 /// Why there is no port.
@@ -72,7 +72,7 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(socket)?;
         tracing::info!(%address, "listening for HTTP");
-        Ok(Self { address, socket, connections: Shares::of_connections(), told: Told::default() })
+        Ok(Self { address, socket, connections: Shares::of_connections(), throttle: LogThrottle::default() })
     }
 
     /// The next connection within the limits, which depend on whether a rule names its user, who is known. All others are
@@ -87,7 +87,7 @@ impl Listener {
                         return connection;
                     }
                 }
-                Err(error) => self.told.accept_failed(&error).await,
+                Err(error) => self.throttle.accept_failed(&error).await,
             }
         }
     }
@@ -103,7 +103,7 @@ impl Listener {
         let user = User { uid, is_named: is_named(uid) };
         let place = self.connections.begin(user);
         if !place.grow(1) {
-            if self.told.may_tell() {
+            if self.throttle.may_tell() {
                 tracing::warn!(uid, "closed a connection: too many are open");
             }
             return None;
