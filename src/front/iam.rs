@@ -6,12 +6,12 @@ use crate::signer::SignError;
 /// The account of a resource name, for a caller who acts for nobody else.
 pub(super) fn account<'a>(name: &'a str, delegates: &[String]) -> Result<&'a str, SignError> {
     if !delegates.is_empty() {
-        return Err(invalid("delegates", "nobody can act for somebody else here: leave them out"));
+        return Err(SignError::invalid("delegates", "nobody can act for somebody else here: leave them out"));
     }
     let account = name.strip_prefix("projects/-/serviceAccounts/");
-    account
-        .filter(|account| account.parse::<AccountEmail>().is_ok() || account.parse::<UniqueId>().is_ok())
-        .ok_or_else(|| invalid("name", "write projects/-/serviceAccounts/ and the account's email or unique id"))
+    account.filter(|account| account.parse::<AccountEmail>().is_ok() || account.parse::<UniqueId>().is_ok()).ok_or_else(
+        || SignError::invalid("name", "write projects/-/serviceAccounts/ and the account's email or unique id"),
+    )
 }
 
 /// Fields by the names that they have in this service.
@@ -23,10 +23,6 @@ pub(super) fn in_googles_words(error: SignError) -> SignError {
         other => other,
     };
     SignError::Invalid { field, problem }
-}
-
-fn invalid(field: &'static str, problem: &str) -> SignError {
-    SignError::Invalid { field, problem: problem.to_owned() }
 }
 
 #[cfg(test)]

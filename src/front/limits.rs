@@ -6,7 +6,7 @@ use crate::signer::SignError;
 pub(super) fn payload(payload: &[u8]) -> Result<(), SignError> {
     if payload.len() > LARGEST_PAYLOAD {
         let problem = format!("{} bytes; at most {LARGEST_PAYLOAD}: sign a digest instead", payload.len());
-        return Err(SignError::Invalid { field: "payload", problem });
+        return Err(SignError::invalid("payload", problem));
     }
     Ok(())
 }

@@ -30,6 +30,9 @@ pub enum SignError {
         /// When to retry.
         retry_after: Duration,
     },
+    /// As many bytes of requests and answers of the caller's user are in memory as there may be. A retry helps, later.
+    #[error("too many bytes of this user's requests at once: send fewer large ones side by side")]
+    TooMuch,
     /// The device is away. A retry helps once it is back, which needs nobody.
     #[error("{0}")]
     Away(String),
@@ -61,6 +64,7 @@ impl SignError {
             Self::Invalid { .. } => "INVALID_REQUEST",
             Self::Busy { .. } => "DEVICE_BUSY",
             Self::RateLimited { .. } => "RATE_LIMITED",
+            Self::TooMuch => "TOO_MUCH_AT_ONCE",
             Self::Away(_) => "DEVICE_AWAY",
             Self::EndpointAway => "TOKEN_ENDPOINT_AWAY",
             Self::Late => "DEADLINE_EXCEEDED",
@@ -74,6 +78,7 @@ impl SignError {
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Busy { retry_after } | Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::TooMuch => Some(ROOM),
             Self::Away(_) | Self::EndpointAway => Some(AWAY),
             _ => None,
         }
@@ -89,7 +94,7 @@ impl SignError {
         Self::Operator { reason: "NO_ACTIVE_KEY", problem }
     }
 
-    pub(super) fn invalid(field: &'static str, problem: impl ToString) -> Self {
+    pub(crate) fn invalid(field: &'static str, problem: impl ToString) -> Self {
         Self::Invalid { field, problem: problem.to_string() }
     }
 }
@@ -110,5 +115,6 @@ impl From<DeviceError> for SignError {
     }
 }
 
+const ROOM: Duration = Duration::from_secs(1);
 /// A device process is started again within 2 s.
 const AWAY: Duration = Duration::from_secs(2);

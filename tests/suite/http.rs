@@ -98,12 +98,38 @@ fn t10_bodies_of_a_user_that_are_more_than_fits_are_refused_until_there_is_room(
     };
     let mut waited_for: Vec<_> = (0..11).map(|_| ask()).collect();
     assert!(waited_for.iter().all(|(_, begin)| begin == "HTTP/1.1 100"), "{waited_for:?}");
-    assert_eq!(ask().1, "HTTP/1.1 429");
+    let (refused, begin) = ask();
+    assert_eq!(begin, "HTTP/1.1 429");
+    // As every error of this API, and the last that is said by this connection.
+    let said = until_closed(&refused);
+    let (head, body) = said.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("retry-after: 1"), "{head}");
+    let error: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(error["error"]["details"][0]["reason"], "TOO_MUCH_AT_ONCE");
     waited_for.pop();
     let until = Instant::now() + Duration::from_secs(9);
     while ask().1 != "HTTP/1.1 100" {
         assert!(Instant::now() < until, "there is no room again");
     }
+}
+
+#[test]
+fn t10_a_head_or_a_body_that_never_ends_holds_up_no_stop() {
+    let (mut daemon, address) = daemon();
+    let unfinished =
+        ["GET / HTTP/1.1\r\n", "POST /v1/token HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\ngrant"].map(
+            |begun| {
+                let mut stream = connect(address);
+                stream.write_all(begun.as_bytes()).unwrap();
+                stream
+            },
+        );
+    // Answered after them, so they have been read.
+    assert_eq!(status(address, HEALTH), "200");
+    let began = Instant::now();
+    assert!(daemon.stop().success());
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    drop(unfinished);
 }
 
 #[test]

@@ -285,6 +285,7 @@ async fn a_user_who_sends_more_than_fits_is_told_to_retry() {
     }
     let first = calls.join_next().await.unwrap().unwrap().unwrap_err();
     assert_eq!(first.code(), Code::ResourceExhausted, "{first}");
+    assert_eq!(first.get_error_details().error_info().unwrap().reason, "TOO_MUCH_AT_ONCE");
     assert!(first.get_error_details().retry_info().unwrap().retry_delay.is_some());
     drop(stalled);
     calls.join_all().await;

@@ -28,10 +28,10 @@ use tonic::server::NamedService;
 use super::admission::User;
 use super::identity::Identities;
 use super::listen::{Connection, Listener};
-use crate::access::Caller;
 use crate::proto;
 use crate::signer::Signer;
 use authority::Mended;
+use rpc::Peer;
 pub use status::Readiness;
 use upload::Uploads;
 
@@ -91,15 +91,11 @@ impl Services {
 
     /// Answers what comes by a connection.
     async fn converse(self: Arc<Self>, connection: Connection, mut stopped: watch::Receiver<()>) {
-        let (caller, user) = (Arc::new(connection.caller().clone()), connection.user());
-        // Every request that is not yet answered has one too; a stream of answers has none.
-        let asking = Arc::new(());
+        let (owed, user) = (Arc::new(()), connection.user());
+        let peer = Peer { caller: Arc::new(connection.caller().clone()), owed: Arc::downgrade(&owed) };
         let service = service_fn(|request| {
-            let (services, caller, asking) = (Arc::clone(&self), Arc::clone(&caller), Arc::clone(&asking));
-            async move {
-                let _until_answered = asking;
-                services.answer(request, caller, user).await
-            }
+            let (services, peer) = (Arc::clone(&self), peer.clone());
+            async move { services.answer(request, peer, user).await }
         });
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
@@ -114,15 +110,7 @@ impl Services {
             ended = &mut serving => ended,
             _stopping = stopped.changed() => {
                 serving.as_mut().graceful_shutdown();
-                let mut was_idle = false;
-                loop {
-                    match tokio::time::timeout(FAREWELL, serving.as_mut()).await {
-                        Ok(ended) => break ended,
-                        // It only watches, or does not answer us: no stop waits for that.
-                        Err(_elapsed) if was_idle && Arc::strong_count(&asking) == 1 => break Ok(()),
-                        Err(_elapsed) => was_idle = Arc::strong_count(&asking) == 1,
-                    }
-                }
+                crate::front::farewell(serving, || Arc::strong_count(&owed) > 1).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {
@@ -130,15 +118,10 @@ impl Services {
         }
     }
 
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        caller: Arc<Caller>,
-        user: User,
-    ) -> Result<Response<Body>, Infallible> {
+    async fn answer(&self, request: Request<Incoming>, peer: Peer, user: User) -> Result<Response<Body>, Infallible> {
         let (mut head, body) = request.into_parts();
         let (body, share) = self.uploads.count(user, Body::new(body), limits::end(&head.headers));
-        head.extensions.insert(caller);
+        head.extensions.insert(peer);
         let service = head.uri.path().strip_prefix('/').and_then(|path| path.split('/').next());
         let Some((_, route)) = self.routes.iter().find(|(name, _)| Some(*name) == service) else {
             return Ok(Status::unimplemented("there is no such service").into_http());
@@ -155,6 +138,3 @@ where
 {
     (S::NAME, Box::new(move |request| service.clone().call(request)))
 }
-
-/// How long a connection may take to end once nothing is asked by it, at least; twice this at most.
-const FAREWELL: Duration = Duration::from_millis(250);

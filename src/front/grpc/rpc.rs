@@ -1,6 +1,6 @@
 //! What every rpc that signs does, whatever its service: who asks and until when, call the signer, encode what came.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use prost::Message;
@@ -13,12 +13,21 @@ use crate::access::{Account, Caller};
 use crate::key::{Algorithm, Signature};
 use crate::signer::{Bytes, Call, JwtBody, Key, SignError, Signed, Signer};
 
+/// The peer of a connection.
+#[derive(Clone)]
+pub(super) struct Peer {
+    pub(super) caller: Arc<Caller>,
+    /// Is held by every request that came whole, until it has its answer.
+    pub(super) owed: Weak<()>,
+}
+
 /// A request on its way, to the rpc of this name.
 pub(super) struct Asked<T> {
     pub(super) message: T,
     rpc: &'static str,
     caller: Arc<Caller>,
     deadline: Instant,
+    _owed: Option<Arc<()>>,
 }
 
 /// A JWT as responses have it.
@@ -32,8 +41,9 @@ impl<T: Message> Asked<T> {
     /// Takes the peer, the deadline and the message from a request.
     pub(super) fn new(rpc: &'static str, request: Request<T>) -> Result<Self, Status> {
         let deadline = deadline(request.metadata());
-        let caller = Arc::clone(caller(&request)?);
-        Ok(Self { message: request.into_inner(), rpc, caller, deadline })
+        let Peer { caller, owed } = peer(&request)?;
+        let (caller, owed) = (Arc::clone(caller), owed.upgrade());
+        Ok(Self { message: request.into_inner(), rpc, caller, deadline, _owed: owed })
     }
 
     /// Signs the bytes that are read from the message.
@@ -77,20 +87,16 @@ impl<T: Message> Asked<T> {
 }
 
 /// Who asks, by the connection.
-pub(super) fn caller<T>(request: &Request<T>) -> Result<&Arc<Caller>, Status> {
-    let caller = request.extensions().get::<Arc<Caller>>();
-    caller.ok_or_else(|| Status::internal("the connection does not say whose it is"))
+pub(super) fn peer<T>(request: &Request<T>) -> Result<&Peer, Status> {
+    let peer = request.extensions().get::<Peer>();
+    peer.ok_or_else(|| Status::internal("the connection does not say whose it is"))
 }
 
 pub(super) fn lifetime(lifetime: Option<prost_types::Duration>) -> Result<Option<Duration>, SignError> {
-    let negative = || invalid("lifetime", "it must not be negative");
+    let negative = || SignError::invalid("lifetime", "it must not be negative");
     // Looked at first: prost's conversion overflows at the lowest number of seconds.
     if lifetime.is_some_and(|lifetime| lifetime.seconds < 0) {
         return Err(negative());
     }
     lifetime.map(Duration::try_from).transpose().map_err(|_negative| negative())
-}
-
-pub(super) fn invalid(field: &'static str, problem: &str) -> SignError {
-    SignError::Invalid { field, problem: problem.to_owned() }
 }

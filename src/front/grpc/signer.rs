@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tonic::{Request, Response, Status};
 
-use super::rpc::{Asked, SignedJwt, caller, invalid, lifetime};
+use super::rpc::{Asked, SignedJwt, lifetime, peer};
 use crate::jwt::Target;
 use crate::jwt::certificate::validity;
 use crate::jwt::jwk::jwks;
@@ -31,7 +31,7 @@ impl proto::signer_server::Signer for Service {
             let bytes = match message.input.as_ref() {
                 Some(blob::Input::Payload(bytes)) => Bytes::Message(bytes),
                 Some(blob::Input::Digest(digest)) => Bytes::Digest(digest),
-                None => return Err(invalid("input", "payload or digest is needed")),
+                None => return Err(SignError::invalid("input", "payload or digest is needed")),
             };
             Ok((&message.account, bytes, algorithm))
         });
@@ -58,7 +58,7 @@ impl proto::signer_server::Signer for Service {
             let target = match message.target.clone() {
                 Some(mint::Target::Audience(audience)) => Target::Audience(audience),
                 Some(mint::Target::Scopes(scopes)) => Target::Scopes(scopes.scope),
-                None => return Err(invalid("target", "audience or scopes are needed")),
+                None => return Err(SignError::invalid("target", "audience or scopes are needed")),
             };
             let lifetime = lifetime(message.lifetime)?;
             Ok((&message.account, JwtBody::AccessToken { target, lifetime }))
@@ -104,7 +104,7 @@ impl proto::signer_server::Signer for Service {
     }
 
     async fn get_status(&self, request: Request<proto::GetStatusRequest>) -> Answer<proto::GetStatusResponse> {
-        let signer::Status { serving, trouble, devices, source } = self.signer.status(caller(&request)?);
+        let signer::Status { serving, trouble, devices, source } = self.signer.status(&peer(&request)?.caller);
         let (cause, remedy) = trouble.unwrap_or_default();
         let Source { sha256, wants_restart } = source.map(|source| (*source).clone()).unwrap_or_default();
         Ok(Response::new(proto::GetStatusResponse {
@@ -129,7 +129,8 @@ fn device(status: DeviceStatus) -> proto::DeviceStatus {
 }
 
 fn algorithm_of(algorithm: i32) -> Result<Option<key::Algorithm>, SignError> {
-    let known = proto::Algorithm::try_from(algorithm).map_err(|_unknown| invalid("algorithm", "it is not known"))?;
+    let known =
+        proto::Algorithm::try_from(algorithm).map_err(|_unknown| SignError::invalid("algorithm", "it is not known"))?;
     Ok(match known {
         proto::Algorithm::Unspecified => None,
         proto::Algorithm::Rs256 => Some(key::Algorithm::Rs256),

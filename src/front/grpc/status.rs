@@ -24,7 +24,7 @@ pub(super) fn of(error: &SignError) -> Status {
             details.add_bad_request_violation(*field, problem);
             Code::InvalidArgument
         }
-        SignError::Busy { .. } | SignError::RateLimited { .. } => Code::ResourceExhausted,
+        SignError::Busy { .. } | SignError::RateLimited { .. } | SignError::TooMuch => Code::ResourceExhausted,
         SignError::Away(_) | SignError::EndpointAway => Code::Unavailable,
         SignError::Late => Code::DeadlineExceeded,
         SignError::Operator { .. } => Code::FailedPrecondition,

@@ -4,7 +4,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use hyper::body::Frame;
 use tokio::time::{Instant, Sleep};
@@ -63,7 +62,7 @@ impl hyper::body::Body for Counted {
         if self.share.grow(arrived) {
             return Poll::Ready(frame);
         }
-        Poll::Ready(Some(Err(status::of(&SignError::Busy { retry_after: RETRY }))))
+        Poll::Ready(Some(Err(status::of(&SignError::TooMuch))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -74,10 +73,11 @@ impl hyper::body::Body for Counted {
 /// Some sixty of the largest payloads.
 const MOST_OF_A_USER: usize = 64 << 20;
 const MOST: usize = 128 << 20;
-const RETRY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use hyper::body::Body as _;
     use tonic::Code;
 

@@ -74,9 +74,9 @@ impl Front {
         }
         let most =
             if matches!(verb, Verb::Blob) { SMALL_MESSAGE + LARGEST_PAYLOAD.div_ceil(3) * 4 } else { SMALL_MESSAGE };
-        let body = match asked.read(body, most).await {
+        let body = match asked.read(body, most, |error| refused(&error)).await {
             Ok(body) => body,
-            Err(refusal) => return refusal.into(),
+            Err(reply) => return reply,
         };
         let answer = match read_message(asked, &body) {
             Ok(message) => self.sign(asked, name, verb, message).await.map_err(in_googles_words),
@@ -107,7 +107,7 @@ impl Front {
             }
             Verb::Blob => {
                 let blob = BASE64.decode(standard(&message.payload.unwrap_or_default()));
-                let blob = blob.map_err(|_not_shown| invalid("payload", "it is no base64"))?;
+                let blob = blob.map_err(|_not_shown| SignError::invalid("payload", "it is no base64"))?;
                 payload(&blob)?;
                 let call = asked.call("IAM REST/signBlob", account);
                 let signed = self.signer.sign_bytes(call, Bytes::Message(&blob), None).await?;
@@ -137,7 +137,7 @@ fn read_message(asked: &Asked, body: &[u8]) -> Result<Message, SignError> {
     // What serde says may quote the body.
     serde_json::from_slice(body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        invalid("body", &format!("it is no JSON of this method: line {line}, column {column}"))
+        SignError::invalid("body", format!("it is no JSON of this method: line {line}, column {column}"))
     })
 }
 
@@ -151,7 +151,7 @@ fn truth<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::E
 
 /// A google.protobuf.Duration: seconds, up to nine decimals, and `s`.
 fn lifetime(text: &str) -> Result<Duration, SignError> {
-    let wrong = || invalid("lifetime", r#"write it in seconds, such as "3600s""#);
+    let wrong = || SignError::invalid("lifetime", r#"write it in seconds, such as "3600s""#);
     let seconds = text.strip_suffix('s').ok_or_else(wrong)?;
     let (whole, decimals) = seconds.split_once('.').unwrap_or((seconds, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -186,10 +186,6 @@ fn refused(error: &SignError) -> Reply {
 fn no_such_method() -> Reply {
     let body = json!({"error": {"code": 404, "message": "there is no such method", "status": "NOT_FOUND"}});
     reply::of(StatusCode::NOT_FOUND, reply::JSON, body.to_string())
-}
-
-fn invalid(field: &'static str, problem: &str) -> SignError {
-    SignError::Invalid { field, problem: problem.to_owned() }
 }
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use super::admission::{Share, Shares, User};
 use crate::access::Caller;
 use crate::file::StateDir;
-use crate::signer::{Call, Signer};
+use crate::signer::{Call, SignError, Signer};
 use listen::Connection;
 pub use listen::{BindError, Listener, bind};
 pub use peer::uid;
@@ -113,7 +113,7 @@ impl Front {
             served = serving.as_mut() => served,
             _ended = stopped.changed() => {
                 serving.as_mut().graceful_shutdown();
-                serving.await
+                crate::front::farewell(serving, || progress.is_owed()).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = served {
@@ -186,18 +186,19 @@ impl Asked {
         if self.is_reading() { answer() } else { reply::not_allowed("GET, HEAD") }
     }
 
-    /// The whole body of the request, where it is not longer than this, fits and comes in time.
-    async fn read(&self, body: Incoming, most: usize) -> Result<Bytes, Refusal> {
+    /// The whole body of the request, where it is not longer than this, fits and comes in time; else the answer. `refused` is
+    /// how this path tells an error of the signer's.
+    async fn read(&self, body: Incoming, most: usize, refused: impl Fn(SignError) -> Reply) -> Result<Bytes, Reply> {
         // It has one: the guard lets no other pass.
         let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or(usize::MAX);
         if length > most {
-            return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than this request takes"));
+            return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than this request takes").into());
         }
         if !self.share.grow(length) {
-            return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, "too many bodies of requests at once: try again"));
+            return Err(reply::last(refused(SignError::TooMuch)));
         }
-        let collected = body.collect().await;
-        collected.map(Collected::to_bytes).map_err(|_broken| Refusal(StatusCode::BAD_REQUEST, "the body did not come"))
+        let collected = body.collect().await.map(Collected::to_bytes);
+        collected.map_err(|_broken| Refusal(StatusCode::BAD_REQUEST, "the body did not come").into())
     }
 }
 

@@ -49,13 +49,21 @@ pub(super) fn status(error: &SignError) -> (StatusCode, &'static str) {
     match error {
         SignError::Denied => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
         SignError::Invalid { .. } => (StatusCode::BAD_REQUEST, "INVALID_ARGUMENT"),
-        SignError::Busy { .. } | SignError::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED"),
+        SignError::Busy { .. } | SignError::RateLimited { .. } | SignError::TooMuch => {
+            (StatusCode::TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED")
+        }
         SignError::Away(_) | SignError::EndpointAway => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
         SignError::Late => (StatusCode::GATEWAY_TIMEOUT, "DEADLINE_EXCEEDED"),
         // No retry helps, so it is none of those that clients retry.
         SignError::Operator { .. } => (StatusCode::BAD_REQUEST, "FAILED_PRECONDITION"),
         SignError::Withheld => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL"),
     }
+}
+
+/// Nothing else is read from its connection.
+pub(super) fn last(mut reply: Reply) -> Reply {
+    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    reply
 }
 
 /// Says when a retry helps, where one does.
@@ -81,11 +89,8 @@ pub(super) fn not_allowed(allowed: &'static str) -> Reply {
 pub(super) struct Refusal(pub(super) StatusCode, pub(super) &'static str);
 
 impl From<Refusal> for Reply {
-    /// Nothing else is read from its connection.
     fn from(Refusal(status, why): Refusal) -> Self {
-        let mut reply = text(status, format!("{why}\n"));
-        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        reply
+        last(text(status, format!("{why}\n")))
     }
 }
 

@@ -48,13 +48,21 @@ enum Expects {
 pub(super) struct Progress {
     body: AtomicU64,
     answering: AtomicBool,
+    /// Whether all of the body has come.
+    whole: AtomicBool,
 }
 
 impl Progress {
     /// A request has begun, with a body of this length.
     pub(super) fn begins(&self, body: u64) {
         self.answering.store(true, Ordering::Release);
+        self.whole.store(body == 0, Ordering::Release);
         self.body.store(body, Ordering::Release);
+    }
+
+    /// Whether there is a request that came whole and has no answer.
+    pub(super) fn is_owed(&self) -> bool {
+        self.answering.load(Ordering::Acquire) && self.whole.load(Ordering::Acquire)
     }
 
     /// It has its answer.
@@ -65,7 +73,8 @@ impl Progress {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Strict<S> {
     pub(super) fn new(stream: S) -> (Self, Arc<Progress>) {
-        let progress = Arc::new(Progress { body: AtomicU64::new(UNTOLD), answering: AtomicBool::new(false) });
+        let (answering, whole) = (AtomicBool::new(false), AtomicBool::new(false));
+        let progress = Arc::new(Progress { body: AtomicU64::new(UNTOLD), answering, whole });
         let strict = Self {
             stream,
             read: Vec::new(),
@@ -156,6 +165,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
                     }
                     let free = usize::try_from(left).unwrap_or(usize::MAX).min(this.read.len());
                     this.free = free;
+                    this.progress.whole.store(left == free as u64, Ordering::Release);
                     this.expects = Expects::Body(left - free as u64);
                 }
                 Expects::Nothing => return Poll::Ready(Ok(())),

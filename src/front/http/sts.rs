@@ -22,9 +22,9 @@ impl Front {
         if asked.head.method != Method::POST {
             return reply::not_allowed("POST");
         }
-        let body = match asked.read(body, LONGEST_FORM).await {
+        let body = match asked.read(body, LONGEST_FORM, |error| Refused::from(error).into()).await {
             Ok(body) => body,
-            Err(refusal) => return refusal.into(),
+            Err(reply) => return reply,
         };
         let is_form = |value: &str| value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FORM));
         if !asked.head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(is_form) {
@@ -146,6 +146,7 @@ impl From<SignError> for Refused {
             SignError::Invalid { .. } => "invalid_request",
             SignError::Busy { .. }
             | SignError::RateLimited { .. }
+            | SignError::TooMuch
             | SignError::Away(_)
             | SignError::EndpointAway
             | SignError::Late => "temporarily_unavailable",

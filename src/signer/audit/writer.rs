@@ -6,6 +6,7 @@ mod behind;
 
 use std::io;
 use std::path::Path;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 #[cfg(not(all(test, feature = "model")))]
 use std::{sync, thread};
@@ -15,7 +16,6 @@ use shuttle::{sync, thread};
 use sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use tokio::sync::oneshot;
-use tokio::task::yield_now;
 use tokio::time::timeout_at;
 
 use super::super::metrics::Requests;
@@ -129,7 +129,7 @@ impl Writer {
         }
         let (entry, added) = match self.add(entry) {
             Ok(mut added) => {
-                yield_now().await;
+                others_first().await;
                 match added.write() {
                     Ok(written) => return Some(written),
                     Err(entry) => (entry, true),
@@ -225,6 +225,19 @@ impl Drop for Added<'_> {
             self.writer.send(Message::Entry { entry, added: true, reply: None });
         }
     }
+}
+
+/// Lets whoever else is about to run do so. tokio's own yield would first ask the kernel what else there is to do.
+async fn others_first() {
+    let mut waited = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 impl OpenLog {
