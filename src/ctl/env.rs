@@ -133,13 +133,15 @@ impl Environment {
             Shell::Fish => format!("set -gx {name} {}", quoted(&value.replace('\\', r"\\"), r"\'")),
             Shell::Systemd => format!("Environment={}", of_systemd(&format!("{name}={value}"))),
         });
+        let names = self.unset.join(" ");
         let unset = match shell {
-            Shell::Bash => "unset ",
-            Shell::Fish => "set -e ",
-            Shell::Systemd => "UnsetEnvironment=",
+            Shell::Bash => format!("unset {names}"),
+            // To fish it has failed where one of them was not set.
+            Shell::Fish => format!("set -e {names}; or true"),
+            Shell::Systemd => format!("UnsetEnvironment={names}"),
         };
         let head = matches!(shell, Shell::Systemd).then(|| "[Service]".to_owned());
-        let lines: Vec<_> = head.into_iter().chain(set).chain([format!("{unset}{}", self.unset.join(" "))]).collect();
+        let lines: Vec<_> = head.into_iter().chain(set).chain([unset]).collect();
         lines.join("\n")
     }
 }
@@ -234,7 +236,7 @@ mod tests {
     fn no_value_is_read_by_a_shell() {
         let environment = Environment { set: vec![("A", r#"it's $(x) \ "%h""#.to_owned())], unset: vec!["B", "C"] };
         assert_eq!(environment.lines(Shell::Bash), "export A='it'\\''s $(x) \\ \"%h\"'\nunset B C");
-        assert_eq!(environment.lines(Shell::Fish), "set -gx A 'it\\'s $(x) \\\\ \"%h\"'\nset -e B C");
+        assert_eq!(environment.lines(Shell::Fish), "set -gx A 'it\\'s $(x) \\\\ \"%h\"'\nset -e B C; or true");
         let unit = "[Service]\nEnvironment=\"A=it's $(x) \\\\ \\\"%%h\\\"\"\nUnsetEnvironment=B C";
         assert_eq!(environment.lines(Shell::Systemd), unit);
     }
