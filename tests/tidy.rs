@@ -77,15 +77,25 @@ fn the_sources_are_tidy() {
 
 #[test]
 fn the_tests_that_the_threat_table_names_exist() {
+    tests_exist("SECURITY.md", 30, |row| row.starts_with("| T") || row.starts_with("| - "));
+}
+
+#[test]
+fn the_tests_that_the_table_of_libraries_names_exist() {
+    tests_exist("docs/clients.md", 10, |row| row.contains("| tested"));
+}
+
+/// Whether each of these rows names a test, as `topic::test`, and each test that the document names is there.
+fn tests_exist(document: &str, fewest: usize, has_one: fn(&&str) -> bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let table = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let table = fs::read_to_string(root.join(document)).unwrap();
     let named: Vec<_> = table
         .split('`')
         .filter_map(|quoted| quoted.split_once("::"))
         .filter(|(place, test)| *place != "topic" && *test != "test")
         .collect();
-    assert!(named.len() > 30, "the table is not read any more");
-    for row in table.lines().filter(|line| line.starts_with("| T") || line.starts_with("| - ")) {
+    assert!(named.len() > fewest, "{document} is not read any more");
+    for row in table.lines().filter(has_one) {
         assert!(row.contains("::"), "no test stands for {row}");
     }
     for (place, test) in named {
@@ -94,7 +104,35 @@ fn the_tests_that_the_threat_table_names_exist() {
             false => root.join(format!("tests/suite/{place}.rs")),
         };
         let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        assert!(text.contains(&format!("fn {test}(")), "SECURITY.md names {place}::{test}, which is gone");
+        assert!(text.contains(&format!("fn {test}(")), "{document} names {place}::{test}, which is gone");
+    }
+}
+
+#[test]
+fn the_versions_of_libraries_that_docs_name_are_those_that_are_tested() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+    let wanted: String = [
+        "tests/verifiers.txt",
+        "tests/clients/python/requirements.txt",
+        "tests/clients/go/go.mod",
+        "examples/go/go.mod",
+        "examples/node/package.json",
+        "examples/java/pom.xml",
+        "examples/rust/Cargo.toml",
+        "scripts/deps",
+        "tests/suite/replays.rs",
+    ]
+    .map(read)
+    .concat();
+    let table = read("docs/clients.md");
+    let libraries = table.lines().filter(|line| line.contains("| tested")).filter_map(|row| row.split('|').nth(1));
+    let is_version = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit());
+    let versions: Vec<_> =
+        libraries.flat_map(|library| library.split([' ', ',', ')']).filter(is_version).collect::<Vec<_>>()).collect();
+    assert!(versions.len() > 10, "the table is not read any more");
+    for version in versions {
+        assert!(wanted.contains(version), "docs/clients.md names {version}, which no test runs");
     }
 }
 

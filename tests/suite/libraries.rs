@@ -3,6 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -205,7 +206,9 @@ async fn googles_libraries_get_what_the_rules_allow_while_a_tpm_goes_and_comes_b
     claims("first", ask(libraries, &format!("access {pubsub}")));
     tell(libraries, &format!("access {}", scope("devstorage.{name}-later")));
     // Python's tries again for a quarter of a minute, so it gets what it wants when the device is back.
+    let asked = Instant::now();
     refused(hear(libraries.iter_mut().filter(|library| library.name != "python")), "the device is away");
+    assert!(asked.elapsed() < Duration::from_secs(10), "nobody else is kept waiting");
     tpm.restart();
     claims("first", hear(libraries.iter_mut().filter(|library| library.name == "python")));
     daemon.wait_for_health(ServingStatus::Serving).await;
@@ -215,5 +218,17 @@ async fn googles_libraries_get_what_the_rules_allow_while_a_tpm_goes_and_comes_b
     daemon.configure(&config(&tpm, "[4711]").replace("127.0.0.1:0", &address.to_string()));
     daemon.signal(Signal::SIGHUP);
     daemon.wait_for_log("reloaded");
-    refused(ask(libraries, &format!("access {pubsub}")), "no rule");
+    let answers = ask(libraries, &format!("access {pubsub}"));
+    // As docs/clients.md says.
+    for (library, shows) in [
+        ("python", "RefreshError("),
+        ("go", "credentials: cannot fetch token"),
+        ("node", "A Forbidden error was returned"),
+        ("java", "java.io.IOException"),
+    ] {
+        let is_it = |answer: &&Answer| answer.0 == library;
+        let shown = answers.iter().find(is_it).is_none_or(|(_, answer)| answer.as_ref().unwrap_err().contains(shows));
+        assert!(shown, "{answers:?}");
+    }
+    refused(answers, "no rule");
 }

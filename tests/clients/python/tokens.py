@@ -39,4 +39,4 @@ for line in sys.stdin:
     try:
         print(json.dumps({"token": answer(*line.split())}), flush=True)
     except Exception as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"error": repr(error)}), flush=True)
