@@ -46,6 +46,13 @@ fn requests_in_a_row_are_answered_in_a_row_and_each_is_looked_at() {
 }
 
 #[test]
+fn without_a_device_it_is_alive_and_not_ready() {
+    let (_daemon, address) = daemon();
+    let ready = HEALTH.replace("healthz", "readyz");
+    assert_eq!([status(address, HEALTH), status(address, &ready)], ["200", "503"]);
+}
+
+#[test]
 fn a_head_that_comes_in_drips_is_one() {
     let (_daemon, address) = daemon();
     let mut stream = connect(address);

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
+use signet::proto;
 
 use crate::signing::over_http;
 use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::eventually;
 use crate::support::http::{Answer, send, send_as};
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
@@ -126,6 +128,14 @@ async fn metrics_tell_what_was_asked_and_made_and_nothing_of_a_callers() {
 }
 
 #[tokio::test]
+async fn the_issuer_that_is_discovered_may_be_configured() {
+    let issuer = "https://keys.example";
+    let configured = |config: String| config.replace("http = ", &format!("issuer = {issuer:?}\nhttp = "));
+    let Some((_token, _daemon, address)) = over_http(configured).await else { return };
+    assert_eq!(send(address, "GET /.well-known/openid-configuration", &[], "").json()["issuer"], issuer);
+}
+
+#[tokio::test]
 async fn public_keys_are_for_everybody_and_may_be_kept() {
     let Some((_token, daemon, address)) = over_http(|config| config).await else { return };
     daemon.signetctl(&["key", "generate", "--device", "hsm", "--kid", "next"]);
@@ -166,4 +176,17 @@ async fn public_keys_are_for_everybody_and_may_be_kept() {
         );
     }
     assert_eq!(again("\"x\"").status, 200);
+
+    daemon.signetctl(&["key", "activate", "next"]);
+    daemon.signetctl(&["key", "retire", "k"]);
+    let certificates = async || {
+        let request = proto::GetPublicCertificatesRequest::default();
+        daemon.client().get_public_certificates(request).await.unwrap().into_inner().certificates
+    };
+    eventually("the daemon knows that it is retired", async || {
+        certificates().await.iter().any(|key| key.key_id == "k" && key.state() == proto::KeyState::Retired)
+    })
+    .await;
+    let map = get(&format!("/robot/v1/metadata/x509/{ACCOUNT}")).json();
+    assert_eq!((&map["k"], map["next"].is_string()), (&json!(pem), true), "what a retired key signed is still about");
 }
