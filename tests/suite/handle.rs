@@ -129,6 +129,50 @@ async fn a_request_that_kills_two_processes_is_answered_and_the_device_comes_bac
     }
 }
 
+/// A device that opens and does not sign: its processes try that by themselves, and callers are told at once meanwhile.
+#[tokio::test]
+async fn nobody_is_let_in_before_a_device_that_was_down_has_signed_for_nobody() {
+    for act in ["hang", "wrong", "away", "exit"] {
+        let fake = Fake::new();
+        let mut config = fake.config();
+        config.call_limit = Duration::from_secs(1);
+        let handle = Handle::start(config, launcher());
+        for request in [fake.request(b"message", PATIENCE), fake.ec_request(b"message", PATIENCE)] {
+            handle.sign(request).await.unwrap();
+        }
+        fake.always("sign", act);
+        while !matches!(handle.health(), Health::Down(_)) {
+            handle.sign(fake.request(b"", PATIENCE)).await.unwrap_err();
+        }
+        for _ in 0..3 {
+            let before = fake.calls("sign");
+            eventually("the device is tried", async || fake.calls("sign") > before).await;
+            let outcome = handle.sign(fake.request(b"", Duration::from_millis(500))).await;
+            assert!(matches!(outcome, Err(DeviceError::Away(_) | DeviceError::Integrity(_))), "{act}: {outcome:?}");
+        }
+        fake.mend();
+        ready(&handle).await;
+        handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
+    }
+}
+
+/// One key of several may be what a device fails over: what is tried is another's in turn.
+#[tokio::test]
+async fn a_key_that_a_device_fails_over_keeps_no_other_out() {
+    let fake = Fake::new();
+    let handle = fake.start();
+    for request in [fake.request(b"message", PATIENCE), fake.ec_request(b"message", PATIENCE)] {
+        handle.sign(request).await.unwrap();
+    }
+    fake.always("sign-RS256", "exit");
+    handle.sign(fake.request(b"", PATIENCE)).await.unwrap_err();
+    for _ in 0..5 {
+        ready(&handle).await;
+        handle.sign(fake.ec_request(b"", PATIENCE)).await.unwrap();
+        handle.sign(fake.request(b"", PATIENCE)).await.unwrap_err();
+    }
+}
+
 #[tokio::test]
 async fn a_full_queue_refuses_at_once() {
     let fake = Fake::new();

@@ -36,6 +36,7 @@ mod lifecycle;
 mod matrix;
 mod metadata;
 mod pkcs11;
+mod pkcs11_codes;
 mod pkcs11_faults;
 mod replays;
 mod rest;

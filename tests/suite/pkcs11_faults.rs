@@ -161,7 +161,7 @@ fn a_session_is_discarded_after_a_fault_of_the_token() {
         generate(&token.config());
         let mut devices = device::open(&shim.config()).unwrap();
         let [one, other] = devices.as_mut_slice() else { panic!("{} devices", devices.len()) };
-        shim.tell("fail 30");
+        shim.tell("fail C_Sign 30");
         let failed = sign(&mut **one, Algorithm::Rs256);
         assert!(matches!(failed, Err(DeviceError::Away(_))), "{failed:?}");
         shim.tell("");
@@ -177,7 +177,7 @@ fn a_session_survives_what_the_token_cannot_do() {
     token.child(&shim.environment(), || {
         generate(&token.config());
         let mut device = device::open(&shim.config()).unwrap().pop().unwrap();
-        shim.tell("fail 71");
+        shim.tell("fail C_Sign 71");
         let refused = sign(&mut *device, Algorithm::Ps256);
         assert!(matches!(refused, Err(DeviceError::Unsupported(_))), "{refused:?}");
         shim.tell("");
@@ -223,7 +223,7 @@ async fn a_session_that_was_given_up_is_followed_by_a_fresh_process() {
     let Some(token) = SoftHsm::new() else { return };
     token.child(&[], || record(&generate(&token.config()), &token));
     let served = Served::new(&token);
-    for fault in ["fail 1", "fail 50", "fail e2", "fail 1b6"] {
+    for fault in ["fail C_Sign 1", "fail C_Sign 50", "fail C_Sign e2", "fail C_Sign 1b6"] {
         served.resumes().await;
         served.shim.tell(fault);
         assert!(served.sign(PATIENCE).await.is_err(), "{fault}");
@@ -238,7 +238,7 @@ async fn a_crashing_module_takes_its_process_only() {
     token.child(&[], || record(&generate(&token.config()), &token));
     let served = Served::new(&token);
     served.sign(PATIENCE).await.unwrap();
-    served.shim.tell("crash");
+    served.shim.tell("crash C_Sign");
     let outcome = served.sign(PATIENCE).await;
     assert!(matches!(outcome, Err(DeviceError::Away(_))), "{outcome:?}");
     served.shim.tell("");
@@ -251,7 +251,7 @@ async fn a_hanging_module_keeps_nobody_beyond_the_deadline() {
     token.child(&[], || record(&generate(&token.config()), &token));
     let served = Served::new(&token);
     served.sign(PATIENCE).await.unwrap();
-    served.shim.tell("hang");
+    served.shim.tell("hang C_Sign");
     assert_eq!(served.sign(Duration::from_millis(100)).await, Err(DeviceError::Late));
     served.shim.tell("");
     served.resumes().await;
@@ -272,8 +272,8 @@ async fn a_token_that_vanished_is_served_again_when_it_is_back() {
 }
 
 /// The token with the shim before it and one key, behind the daemon's handle: its process is `signetd device-process`.
-struct Served<'a> {
-    shim: Shim<'a>,
+pub(crate) struct Served<'a> {
+    pub(crate) shim: Shim<'a>,
     handle: Handle,
     public_key: Arc<PublicKey>,
 }
@@ -283,7 +283,7 @@ impl<'a> Served<'a> {
         Self::telling(token, "")
     }
 
-    fn telling(token: &'a SoftHsm, fault: &str) -> Self {
+    pub(crate) fn telling(token: &'a SoftHsm, fault: &str) -> Self {
         let shim = Shim::new(token);
         shim.tell(fault);
         let mut pkcs11 = shim.pkcs11();
@@ -298,7 +298,7 @@ impl<'a> Served<'a> {
         Self { shim, handle, public_key }
     }
 
-    async fn sign(&self, patience: Duration) -> Result<Signature, DeviceError> {
+    pub(crate) async fn sign(&self, patience: Duration) -> Result<Signature, DeviceError> {
         let request = SignRequest {
             locator: Arc::new(locator()),
             public_key: Arc::clone(&self.public_key),
@@ -311,7 +311,7 @@ impl<'a> Served<'a> {
     }
 
     /// Signs again, without anybody doing anything.
-    async fn resumes(&self) {
+    pub(crate) async fn resumes(&self) {
         let mut health = self.handle.health_changes();
         let until = Instant::now() + PATIENCE;
         while let Err(error) = self.sign(PATIENCE).await {
@@ -322,9 +322,9 @@ impl<'a> Served<'a> {
 }
 
 /// Longer than anything here takes on a slow machine: a test that waits so long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-fn generate(config: &DeviceConfig) -> PublicKey {
+pub(crate) fn generate(config: &DeviceConfig) -> PublicKey {
     let key = NewKey { label: "key".to_owned(), algorithm: Algorithm::Rs256, bits: 2048 };
     device::provision(config, None).unwrap().generate(&key).unwrap().public_key
 }
@@ -343,11 +343,11 @@ fn always_authenticating(token: &SoftHsm) {
 }
 
 /// Tells the parent of a child what was generated.
-fn record(public_key: &PublicKey, token: &SoftHsm) {
+pub(crate) fn record(public_key: &PublicKey, token: &SoftHsm) {
     fs::write(token.directory.join("spki"), public_key.spki()).unwrap();
 }
 
-fn sign(device: &mut (impl Device + ?Sized), algorithm: Algorithm) -> Result<Signature, DeviceError> {
+pub(crate) fn sign(device: &mut (impl Device + ?Sized), algorithm: Algorithm) -> Result<Signature, DeviceError> {
     device.sign(&locator(), algorithm, &digest())
 }
 

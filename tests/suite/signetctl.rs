@@ -389,7 +389,7 @@ fn a_token_that_was_begun_keeps_its_security_officers_pin() {
     shim.tell("full");
     assert!(!desk.signetctl(["device", "init", "hsm"]).status().unwrap().success());
     assert!(!so_pin.exists(), "nothing was begun");
-    shim.tell("no-pin");
+    shim.tell("fail C_InitPIN 30");
     let output = desk.signetctl(["device", "init", "hsm"]).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && stderr.contains(so_pin.to_str().unwrap()), "{stderr}");
@@ -401,7 +401,7 @@ fn a_key_that_cannot_be_removed_again_is_told_of() {
     let Some(token) = SoftHsm::new() else { return };
     let shim = Shim::new(&token);
     let desk = shimmed(&token, &shim);
-    shim.tell("stuck");
+    shim.tell("fail C_GetAttributeValue 30\nfail C_DestroyObject 30");
     let stderr = desk.refused(&["key", "generate", "--device", "hsm"], 4, "C_GetAttributeValue");
     assert_eq!(stderr.matches("an object of an unfinished key stays in the token").count(), 2, "{stderr}");
     shim.tell("");
@@ -410,7 +410,7 @@ fn a_key_that_cannot_be_removed_again_is_told_of() {
 
 /// Starts a command whose device waits in the middle of it, and interrupts it there; `then` is called once it has said so.
 fn interrupted(desk: &Desk, shim: &Shim<'_>, arguments: &[&str], then: impl FnOnce(Pid)) -> (Option<i32>, String) {
-    shim.tell("wait");
+    shim.tell("wait C_Sign");
     let mut child = desk.signetctl(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(child.id().try_into().unwrap());
     let patience = Instant::now() + Duration::from_secs(60);

@@ -94,7 +94,7 @@ impl TokenSession {
         if let Some(error) = &self.discarded {
             return Err(error.clone());
         }
-        let outcome = calls(self);
+        let outcome = calls(self).map_err(|error| self.login.told_late(error));
         if let Err(error) = &outcome
             && !matches!(error, DeviceError::Unsupported(_) | DeviceError::Permanent(_))
         {

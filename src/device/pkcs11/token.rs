@@ -194,6 +194,17 @@ impl Login {
         }
     }
 
+    /// Closes the latch where a module that took the PIN says of another call that it is wrong: a fresh process would send it
+    /// again.
+    pub(super) fn told_late(&self, error: DeviceError) -> DeviceError {
+        match error {
+            DeviceError::PinRefused(detail) if latch::look(&self.latch_file).is_ok() => {
+                latch::close(&self.latch_file, self.pin.as_ref(), &detail)
+            }
+            other => other,
+        }
+    }
+
     /// Whether the PIN may be sent at all, as the token has it now: another process may have sent one since we found it.
     fn tries(&self, token: &Token) -> Result<Tries, DeviceError> {
         let label = token.info.label();

@@ -84,30 +84,36 @@ pub(super) fn of(device: Device) -> Vec<Fault> {
 }
 
 const TOKEN: &[(&str, Act)] = &[
-    ("CKR_CANCEL", Act::Module("fail 1")),
-    ("CKR_HOST_MEMORY", Act::Module("fail 2")),
-    ("CKR_GENERAL_ERROR", Act::Module("fail 5")),
-    ("CKR_FUNCTION_FAILED", Act::Module("fail 6")),
-    ("CKR_DEVICE_ERROR", Act::Module("fail 30")),
-    ("CKR_DEVICE_MEMORY", Act::Module("fail 31")),
-    ("CKR_DEVICE_REMOVED", Act::Module("fail 32")),
-    ("CKR_FUNCTION_CANCELED", Act::Module("fail 50")),
-    ("CKR_KEY_HANDLE_INVALID", Act::Module("fail 60")),
-    ("CKR_KEY_FUNCTION_NOT_PERMITTED", Act::Module("fail 68")),
-    ("CKR_MECHANISM_INVALID", Act::Module("fail 70")),
-    ("CKR_OBJECT_HANDLE_INVALID", Act::Module("fail 82")),
-    ("CKR_OPERATION_ACTIVE", Act::Module("fail 90")),
-    ("CKR_SESSION_CLOSED", Act::Module("fail b0")),
-    ("CKR_SESSION_HANDLE_INVALID", Act::Module("fail b3")),
-    ("CKR_TOKEN_NOT_PRESENT", Act::Module("fail e0")),
-    ("CKR_TOKEN_NOT_RECOGNIZED", Act::Module("fail e1")),
-    ("CKR_USER_NOT_LOGGED_IN", Act::Module("fail 101")),
-    ("CKR_CRYPTOKI_NOT_INITIALIZED", Act::Module("fail 190")),
-    ("CKR of a vendor", Act::Module("fail 80000001")),
+    ("CKR_CANCEL", Act::Module("fail C_Sign 1")),
+    ("CKR_HOST_MEMORY", Act::Module("fail C_Sign 2")),
+    ("CKR_GENERAL_ERROR", Act::Module("fail C_Sign 5")),
+    ("CKR_FUNCTION_FAILED", Act::Module("fail C_Sign 6")),
+    ("CKR_DEVICE_ERROR", Act::Module("fail C_Sign 30")),
+    ("CKR_DEVICE_MEMORY", Act::Module("fail C_Sign 31")),
+    ("CKR_DEVICE_REMOVED", Act::Module("fail C_Sign 32")),
+    ("CKR_FUNCTION_CANCELED", Act::Module("fail C_Sign 50")),
+    ("CKR_KEY_HANDLE_INVALID", Act::Module("fail C_Sign 60")),
+    ("CKR_KEY_FUNCTION_NOT_PERMITTED", Act::Module("fail C_Sign 68")),
+    ("CKR_MECHANISM_INVALID", Act::Module("fail C_Sign 70")),
+    ("CKR_OBJECT_HANDLE_INVALID", Act::Module("fail C_Sign 82")),
+    ("CKR_OPERATION_ACTIVE", Act::Module("fail C_Sign 90")),
+    ("CKR_SESSION_CLOSED", Act::Module("fail C_Sign b0")),
+    ("CKR_SESSION_HANDLE_INVALID", Act::Module("fail C_Sign b3")),
+    ("CKR_TOKEN_NOT_PRESENT", Act::Module("fail C_Sign e0")),
+    ("CKR_TOKEN_NOT_RECOGNIZED", Act::Module("fail C_Sign e1")),
+    ("CKR_USER_NOT_LOGGED_IN", Act::Module("fail C_Sign 101")),
+    ("CKR_CRYPTOKI_NOT_INITIALIZED", Act::Module("fail C_Sign 190")),
+    ("CKR of a vendor", Act::Module("fail C_Sign 80000001")),
+    ("no login: CKR_DEVICE_ERROR", Act::Module("fail C_Login 30")),
+    ("no session: CKR_SESSION_COUNT", Act::Module("fail C_OpenSession b1")),
+    ("no search: CKR_DEVICE_REMOVED", Act::Module("fail C_FindObjectsInit 32")),
+    ("no initialisation: CKR_HOST_MEMORY", Act::Module("fail C_Initialize 2")),
+    ("search hangs", Act::Module("hang C_FindObjects")),
+    ("login crashes", Act::Module("crash C_Login")),
     ("signature with a flipped bit", Act::Module("flip")),
-    ("module hangs", Act::Module("hang")),
-    ("module crashes", Act::Module("crash")),
-    ("module is slow", Act::Module("slow 96")),
+    ("module hangs", Act::Module("hang C_Sign")),
+    ("module crashes", Act::Module("crash C_Sign")),
+    ("module is slow", Act::Module("slow C_Sign 150")),
     ("one session", Act::Module("one-session")),
     ("final PIN try", Act::Module("final-try")),
     ("PIN locked", Act::Module("locked")),
@@ -171,7 +177,8 @@ impl Stage<'_> {
             Act::Module(told) => {
                 self.shim().tell(told);
                 // What a session is asked when it is opened shows only there.
-                if random.between(0, 2) == 0 || ["one-session", "final-try", "locked"].contains(&told) {
+                let shows = told.contains("C_Sign") || told == "flip";
+                if random.between(0, 2) == 0 || !shows {
                     self.signal_devices(Signal::SIGKILL);
                 }
             }

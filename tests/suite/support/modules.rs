@@ -78,7 +78,11 @@ impl<'a> Shim<'a> {
     }
 
     pub(crate) fn config(&self) -> DeviceConfig {
-        self.token.config_with(self.pkcs11())
+        self.config_with(self.pkcs11())
+    }
+
+    pub(crate) fn config_with(&self, pkcs11: Pkcs11Config) -> DeviceConfig {
+        self.token.config_with(pkcs11)
     }
 
     /// The device as text for a configuration file.
@@ -99,11 +103,23 @@ impl<'a> Shim<'a> {
 
     /// How often C_Login was called.
     pub(crate) fn logins(&self) -> u64 {
-        fs::metadata(self.control.with_extension("control.logins")).map_or(0, |calls| calls.len())
+        self.counted("logins")
+    }
+
+    /// Whether a call has met the "fail" that it was told last.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.counted("failed") > 0
+    }
+
+    fn counted(&self, what: &str) -> u64 {
+        fs::metadata(self.control.with_extension(format!("control.{what}"))).map_or(0, |calls| calls.len())
     }
 
     /// Misbehaves from now on as `shim.c` says; empty: not at all.
     pub(crate) fn tell(&self, fault: &str) {
-        fs::write(&self.control, fault).unwrap();
+        let _ = fs::remove_file(self.control.with_extension("control.failed"));
+        let new = self.control.with_extension("control.new");
+        fs::write(&new, fault).unwrap();
+        fs::rename(new, &self.control).unwrap();
     }
 }

@@ -1,4 +1,11 @@
-/* A PKCS#11 module that passes every call on to another (SHIM_MODULE) and misbehaves as a file says (SHIM_CONTROL):
+/* A PKCS#11 module that passes every call on to another (SHIM_MODULE) and misbehaves as a file says (SHIM_CONTROL). Each of
+ * its lines is one of these; FUNCTION is any of PKCS#11 2.40, such as C_Sign:
+ *
+ *   fail FUNCTION CODE [TIMES]         answers CODE (hexadecimal) and does nothing, but that C_Sign ends its operation, as it
+ *                                      must; without TIMES always
+ *   hang FUNCTION | crash FUNCTION     never answers, or ends the process
+ *   slow FUNCTION MILLISECONDS         takes so much longer
+ *   wait FUNCTION                      makes the file SHIM_CONTROL.waiting and goes on when the line is gone
  *
  *   final-try | locked | full | one-session
  *                                      C_GetTokenInfo says so (full: of every slot that its token is initialised); with
@@ -7,138 +14,190 @@
  *   silent CODE                        the same, and C_GetTokenInfo never shows what a wrong PIN has spent
  *   context CODE                       C_Login for one use of a key answers CODE
  *   keypad                             C_GetTokenInfo shows a keypad, at which a wrong PIN is typed
- *   no-pin                             C_InitPIN fails
- *   stuck                              a new key can't be read back (C_GetAttributeValue), nor removed (C_DestroyObject)
- *   fail CODE                          C_Sign answers CODE (hexadecimal), and ends the operation as it must
  *   flip                               C_Sign flips a bit of the signature
- *   hang | crash                       C_Sign does
- *   slow MILLISECONDS                  C_Sign takes so much longer (a hexadecimal number)
- *   wait                               C_Sign makes the file SHIM_CONTROL.waiting and goes on when it is told otherwise
  *
- * Each C_Login adds a byte to the file SHIM_CONTROL.logins.
+ * Each C_Login adds a byte to the file SHIM_CONTROL.logins, each "fail" that was met one to SHIM_CONTROL.failed.
  */
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 typedef unsigned long ulong_t;
-/* CK_FUNCTION_LIST: a version and 68 functions (PKCS#11 2.40, pkcs11f.h); by number, those that are replaced. */
-struct list { unsigned char major, minor; void *function[68]; };
-enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, INIT_PIN = 10, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18,
-       DESTROY_OBJECT = 22, GET_ATTRIBUTE_VALUE = 24, SIGN = 43 };
+
+/* PKCS#11 2.40, pkcs11f.h: every function, in the order of CK_FUNCTION_LIST. */
+#define FUNCTIONS(X)                                                                                                     \
+    X(Initialize) X(Finalize) X(GetInfo) X(GetFunctionList) X(GetSlotList) X(GetSlotInfo) X(GetTokenInfo)               \
+    X(GetMechanismList) X(GetMechanismInfo) X(InitToken) X(InitPIN) X(SetPIN) X(OpenSession) X(CloseSession)            \
+    X(CloseAllSessions) X(GetSessionInfo) X(GetOperationState) X(SetOperationState) X(Login) X(Logout) X(CreateObject)  \
+    X(CopyObject) X(DestroyObject) X(GetObjectSize) X(GetAttributeValue) X(SetAttributeValue) X(FindObjectsInit)        \
+    X(FindObjects) X(FindObjectsFinal) X(EncryptInit) X(Encrypt) X(EncryptUpdate) X(EncryptFinal) X(DecryptInit)        \
+    X(Decrypt) X(DecryptUpdate) X(DecryptFinal) X(DigestInit) X(Digest) X(DigestUpdate) X(DigestKey) X(DigestFinal)     \
+    X(SignInit) X(Sign) X(SignUpdate) X(SignFinal) X(SignRecoverInit) X(SignRecover) X(VerifyInit) X(Verify)            \
+    X(VerifyUpdate) X(VerifyFinal) X(VerifyRecoverInit) X(VerifyRecover) X(DigestEncryptUpdate) X(DecryptDigestUpdate)  \
+    X(SignEncryptUpdate) X(DecryptVerifyUpdate) X(GenerateKey) X(GenerateKeyPair) X(WrapKey) X(UnwrapKey) X(DeriveKey)  \
+    X(SeedRandom) X(GenerateRandom) X(GetFunctionStatus) X(CancelFunction) X(WaitForSlotEvent)
+#define NUMBER(name) name,
+enum { FUNCTIONS(NUMBER) COUNT };
+#define NAME(name) "C_" #name,
+static const char *const names[COUNT] = {FUNCTIONS(NAME)};
+
+/* No function has more arguments than eight, and each fits a register: passed on whole, they are right for all. */
+#define ARGUMENTS ulong_t a, ulong_t b, ulong_t c, ulong_t d, ulong_t e, ulong_t f, ulong_t g, ulong_t h
+typedef ulong_t (*function_t)(ARGUMENTS);
+/* CK_FUNCTION_LIST: a version and the functions. */
+struct list { unsigned char major, minor; function_t function[COUNT]; };
 /* CK_TOKEN_INFO as far as it is changed. */
 struct token_info { char names[32 + 32 + 16 + 16]; ulong_t flags, max_sessions; };
 
-static struct list real, shim;
+/* The module's own functions; the same with those below in their places; and what stands before them all. */
+static struct list real, own, shim;
 static int sessions;
 
-static int told(const char *word, ulong_t *code) {
-    char line[64] = "";
+/* Finds the line of the control file that begins with these words, and gives what follows them. */
+static int told(const char *words, char *rest, size_t length) {
+    char line[128];
     const char *path = getenv("SHIM_CONTROL");
     FILE *file = path ? fopen(path, "r") : NULL;
-    if (!file) return 0;
-    char *read = fgets(line, sizeof line, file);
-    fclose(file);
-    if (!read || strncmp(line, word, strlen(word)) != 0) return 0;
-    if (code) *code = strtoul(line + strlen(word), NULL, 16);
+    int found = 0;
+    while (file && !found && fgets(line, sizeof line, file)) {
+        size_t end = strlen(words);
+        found = strncmp(line, words, end) == 0 && strchr(" \n", line[end]);
+        if (found && rest) snprintf(rest, length, "%s", line + end);
+    }
+    if (file) fclose(file);
+    return found;
+}
+
+static int told_code(const char *word, ulong_t *code) {
+    char rest[64];
+    if (!told(word, rest, sizeof rest)) return 0;
+    *code = strtoul(rest, NULL, 16);
     return 1;
 }
 
-static ulong_t get_token_info(ulong_t slot, struct token_info *info) {
-    ulong_t rv = ((ulong_t (*)(ulong_t, struct token_info *))real.function[GET_TOKEN_INFO])(slot, info);
-    if (told("final-try", NULL)) info->flags |= 0x20000;
-    if (told("locked", NULL)) info->flags |= 0x40000;
-    if (told("keypad", NULL)) info->flags |= 0x100;
-    if (told("full", NULL)) info->flags |= 0x400;
-    if (told("one-session", NULL)) info->max_sessions = 1;
-    if (told("silent", NULL)) {
-        info->flags &= ~0x70000UL;
-        memset(info->names + 32, 'x', 32);
-    }
-    return rv;
+static int told_of(const char *what, int function, char *rest, size_t length) {
+    char words[64];
+    snprintf(words, sizeof words, "%s %s", what, names[function]);
+    return told(words, rest, length);
 }
 
-static ulong_t init_pin(ulong_t session, char *pin, ulong_t length) {
-    if (told("no-pin", NULL)) return 0x30; /* CKR_DEVICE_ERROR */
-    return ((ulong_t (*)(ulong_t, char *, ulong_t))real.function[INIT_PIN])(session, pin, length);
-}
-
-static ulong_t open_session(ulong_t slot, ulong_t flags, void *a, void *b, ulong_t *session) {
-    if (told("one-session", NULL) && sessions > 0) return 0xb1; /* CKR_SESSION_COUNT */
-    sessions++;
-    return ((ulong_t (*)(ulong_t, ulong_t, void *, void *, ulong_t *))real.function[OPEN_SESSION])(slot, flags, a, b, session);
-}
-
-static ulong_t close_session(ulong_t session) {
-    sessions--;
-    return ((ulong_t (*)(ulong_t))real.function[CLOSE_SESSION])(session);
-}
-
-static ulong_t login(ulong_t session, ulong_t user, char *pin, ulong_t length) {
-    ulong_t code;
+/* Adds a byte to a file beside the control file, and tells how many there are now. */
+static long count(const char *suffix) {
     char path[4096];
-    snprintf(path, sizeof path, "%s.logins", getenv("SHIM_CONTROL"));
-    FILE *file = fopen(path, "a");
-    if (file && fputc('x', file) == 'x') fclose(file);
-    if (user == 2 && told("context", &code)) {
-        usleep(50000);
-        return code;
-    }
-    if (!pin && told("keypad", NULL)) return 0xa0; /* CKR_PIN_INCORRECT */
-    ulong_t rv = ((ulong_t (*)(ulong_t, ulong_t, char *, ulong_t))real.function[LOGIN])(session, user, pin, length);
-    if (told("login crash", NULL)) abort();
-    if (rv != 0 && (told("login", &code) || told("silent", &code))) return code;
-    return rv;
+    snprintf(path, sizeof path, "%s.%s", getenv("SHIM_CONTROL"), suffix);
+    int file = open(path, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    if (file < 0 || write(file, "x", 1) != 1) abort();
+    long length = lseek(file, 0, SEEK_CUR);
+    close(file);
+    return length;
 }
 
-static ulong_t destroy_object(ulong_t session, ulong_t object) {
-    if (told("stuck", NULL)) return 0x30; /* CKR_DEVICE_ERROR */
-    return ((ulong_t (*)(ulong_t, ulong_t))real.function[DESTROY_OBJECT])(session, object);
+static int fails(int function, ulong_t *code) {
+    char rest[64], *end;
+    if (!told_of("fail", function, rest, sizeof rest)) return 0;
+    *code = strtoul(rest, &end, 16);
+    long times = strtol(end, NULL, 10);
+    return count("failed") <= times || times == 0;
 }
 
-static ulong_t get_attribute_value(ulong_t session, ulong_t object, void *attributes, ulong_t count) {
-    if (told("stuck", NULL)) return 0x30; /* CKR_DEVICE_ERROR */
-    return ((ulong_t (*)(ulong_t, ulong_t, void *, ulong_t))real.function[GET_ATTRIBUTE_VALUE])(
-        session, object, attributes, count);
+/* For real: a signal that is only sent is one that Rust's own handler returns from. */
+static void crash(void) {
+    *(volatile int *)NULL = 0;
 }
 
-static ulong_t sign(ulong_t session, char *data, ulong_t length, char *signature, ulong_t *signature_length) {
+static ulong_t pass(int function, ARGUMENTS) {
     ulong_t code;
-    while (told("hang", NULL)) pause();
-    while (told("wait", NULL)) {
+    char milliseconds[64];
+    while (told_of("hang", function, NULL, 0)) pause();
+    while (told_of("wait", function, NULL, 0)) {
         char path[4096];
         snprintf(path, sizeof path, "%s.waiting", getenv("SHIM_CONTROL"));
         FILE *file = fopen(path, "w");
         if (file) fclose(file);
         usleep(2000);
     }
-    if (told("crash", NULL)) abort();
-    if (told("slow", &code)) usleep(code * 1000);
-    ulong_t rv = ((ulong_t (*)(ulong_t, char *, ulong_t, char *, ulong_t *))real.function[SIGN])(
-        session, data, length, signature, signature_length);
-    if (told("fail", &code)) return code;
-    if (rv == 0 && signature && told("flip", NULL)) signature[7] ^= 1;
+    if (told_of("crash", function, NULL, 0)) crash();
+    if (told_of("slow", function, milliseconds, sizeof milliseconds)) usleep(strtoul(milliseconds, NULL, 10) * 1000);
+    if (!fails(function, &code)) return own.function[function](a, b, c, d, e, f, g, h);
+    if (function == Sign) own.function[function](a, b, c, d, e, f, g, h);
+    return code;
+}
+
+#define PASS(name) static ulong_t pass_##name(ARGUMENTS) { return pass(name, a, b, c, d, e, f, g, h); }
+FUNCTIONS(PASS)
+#define PASSING(name) pass_##name,
+static const function_t passing[COUNT] = {FUNCTIONS(PASSING)};
+
+static ulong_t get_token_info(ARGUMENTS) {
+    struct token_info *info = (struct token_info *)b;
+    ulong_t rv = real.function[GetTokenInfo](a, b, c, d, e, f, g, h);
+    if (told("final-try", NULL, 0)) info->flags |= 0x20000;
+    if (told("locked", NULL, 0)) info->flags |= 0x40000;
+    if (told("keypad", NULL, 0)) info->flags |= 0x100;
+    if (told("full", NULL, 0)) info->flags |= 0x400;
+    if (told("one-session", NULL, 0)) info->max_sessions = 1;
+    if (told("silent", NULL, 0)) {
+        info->flags &= ~0x70000UL;
+        memset(info->names + 32, 'x', 32);
+    }
+    return rv;
+}
+
+static ulong_t open_session(ARGUMENTS) {
+    if (told("one-session", NULL, 0) && sessions > 0) return 0xb1; /* CKR_SESSION_COUNT */
+    sessions++;
+    return real.function[OpenSession](a, b, c, d, e, f, g, h);
+}
+
+static ulong_t close_session(ARGUMENTS) {
+    sessions--;
+    return real.function[CloseSession](a, b, c, d, e, f, g, h);
+}
+
+static ulong_t login(ARGUMENTS) {
+    ulong_t code;
+    if (b == 2 && told_code("context", &code)) { /* CKU_CONTEXT_SPECIFIC */
+        usleep(50000);
+        return code;
+    }
+    if (!c && told("keypad", NULL, 0)) return 0xa0; /* CKR_PIN_INCORRECT */
+    ulong_t rv = real.function[Login](a, b, c, d, e, f, g, h);
+    if (told("login crash", NULL, 0)) crash();
+    if (rv != 0 && (told_code("login", &code) || told_code("silent", &code))) return code;
+    return rv;
+}
+
+static ulong_t counted_login(ARGUMENTS) {
+    count("logins");
+    return pass_Login(a, b, c, d, e, f, g, h);
+}
+
+static ulong_t sign(ARGUMENTS) {
+    ulong_t rv = real.function[Sign](a, b, c, d, e, f, g, h);
+    if (rv == 0 && d && told("flip", NULL, 0)) ((char *)d)[7] ^= 1;
     return rv;
 }
 
 ulong_t C_GetFunctionList(struct list **list) {
+    ulong_t code;
+    if (fails(GetFunctionList, &code)) return code;
     if (!real.major) {
         void *module = dlopen(getenv("SHIM_MODULE"), RTLD_NOW);
         ulong_t (*get)(struct list **) = module ? dlsym(module, "C_GetFunctionList") : NULL;
         struct list *theirs;
         if (!get || get(&theirs) != 0) return 0x5; /* CKR_GENERAL_ERROR */
-        real = shim = *theirs;
-        shim.function[GET_FUNCTION_LIST] = C_GetFunctionList;
-        shim.function[GET_TOKEN_INFO] = get_token_info;
-        shim.function[INIT_PIN] = init_pin;
-        shim.function[OPEN_SESSION] = open_session;
-        shim.function[CLOSE_SESSION] = close_session;
-        shim.function[LOGIN] = login;
-        shim.function[DESTROY_OBJECT] = destroy_object;
-        shim.function[GET_ATTRIBUTE_VALUE] = get_attribute_value;
-        shim.function[SIGN] = sign;
+        real = own = shim = *theirs;
+        own.function[GetTokenInfo] = get_token_info;
+        own.function[OpenSession] = open_session;
+        own.function[CloseSession] = close_session;
+        own.function[Login] = login;
+        own.function[Sign] = sign;
+        memcpy(shim.function, passing, sizeof passing);
+        shim.function[GetFunctionList] = (function_t)(void *)C_GetFunctionList;
+        shim.function[Login] = counted_login;
     }
     *list = &shim;
     return 0;
