@@ -104,14 +104,6 @@ fn every_code_of_every_function_has_its_meaning_and_the_next_signature_is_right(
         let cases = functions.flat_map(|function| CODES.iter().map(move |code| (*function, *code)));
         for (case, (function, code)) in cases.enumerate() {
             let named = format!("{function} {code:#x}");
-            {
-                use std::io::Write as _;
-                writeln!(
-                    "{named} {:?}",
-                    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis()
-                )
-                .unwrap();
-            }
             let config = unloaded(&shim, case);
             shim.tell(&format!("fail {function} {code:x} 1"));
             let mut device = open(&config);

@@ -11,12 +11,43 @@ use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
+use super::queue::Request;
+use super::suspects::Answered;
 use super::{Launcher, Start};
 use crate::device::launcher::{self, LauncherProcess};
 use crate::device::wire::{self, Report};
 use crate::device::{DeviceConfig, DeviceError};
 use crate::readable::Readable;
+
+/// A device process, and what came of it so far.
+pub(super) struct Generation {
+    pub(super) process: DeviceProcess,
+    /// None before the device is open.
+    pub(super) workers: usize,
+    pub(super) started: Instant,
+    /// It has given a right answer.
+    pub(super) right: bool,
+    /// Where nobody is let in before it has signed for nobody: the way of that signature.
+    pub(super) probe: Option<Answered>,
+}
+
+impl Generation {
+    pub(super) fn new(process: DeviceProcess) -> Self {
+        Self { process, workers: 0, started: Instant::now(), right: false, probe: None }
+    }
+}
+
+/// What a device process was sent and has not answered yet.
+pub(super) struct InFlight {
+    pub(super) request: Request,
+    pub(super) sent: Instant,
+    /// 1 where a worker was idle when it was sent, else 2.
+    pub(super) round: u32,
+    /// When its process is killed for it.
+    pub(super) limit: Instant,
+}
 
 /// A device process and its pipe. Dropping it kills the process, and waits for nothing: one that the kernel holds in a
 /// device's driver dies minutes later.

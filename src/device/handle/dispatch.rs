@@ -3,7 +3,8 @@
 //! Generations: a device process that is lost (dead, silent beyond the call limit, talking nonsense, reporting that its
 //! device is away or lies) is killed, and another is started after a pause. What was in flight is sent once more. A
 //! generation that ends without one right answer after another that ended so, or that can't open its device, means that the
-//! device is down: from then on requests are refused at once, until a process has opened it again.
+//! device is down: from then on requests are refused at once, until a process has opened it again and, where the device has
+//! signed before, has signed once more for nobody.
 //!
 //! After a refused PIN no process is started while the latch is closed; and none at all where the refusal of a device that
 //! was open did not close it, for then the latch could not be written.
@@ -17,8 +18,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::child::{DeviceProcess, ended, nonsense};
-use super::queue::{Message, Pace, Queue, Request};
+use super::child::{DeviceProcess, Generation, InFlight, ended, nonsense};
+use super::queue::{Message, Pace, Queue};
 use super::suspects::{Sight, Suspects};
 use super::{Counters, Health, Start, jittered};
 use crate::device::wire::{self, Answer, Job, Report};
@@ -54,24 +55,6 @@ enum Phase {
     Latched { seen_closed: bool, look: Instant },
     /// A process runs.
     Running(Box<Generation>),
-}
-
-struct Generation {
-    process: DeviceProcess,
-    /// None before the device is open.
-    workers: usize,
-    started: Instant,
-    /// It has given a right answer.
-    right: bool,
-}
-
-struct InFlight {
-    request: Request,
-    sent: Instant,
-    /// 1 where a worker was idle when it was sent, else 2.
-    round: u32,
-    /// When its process is killed for it.
-    limit: Instant,
 }
 
 impl Dispatcher {
@@ -208,8 +191,15 @@ impl Dispatcher {
         match report {
             Report::Opened { workers } if generation.workers == 0 => {
                 generation.workers = usize::try_from(workers).unwrap_or(usize::MAX).clamp(1, MOST_WORKERS);
-                self.wake = Instant::now() + FAR;
-                self.publish(Health::Ready);
+                let now = Instant::now();
+                self.wake = now + FAR;
+                match self.suspects.probe(self.losses, now + self.config.call_limit) {
+                    Some((probe, answered)) if matches!(*self.health.borrow(), Health::Down(_)) => {
+                        generation.probe = Some(answered);
+                        self.queue.put_back(probe);
+                    }
+                    _ => self.publish(Health::Ready),
+                }
             }
             Report::Refused(error) if generation.workers == 0 => self.lose(error),
             Report::Done { id, outcome } => match self.in_flight.remove(&id) {
@@ -235,7 +225,8 @@ impl Dispatcher {
                 if matches!(answer, Answer::Sign(_)) {
                     self.counters.signatures.fetch_add(1, Relaxed);
                 }
-                return job.request.answer(Ok(answer));
+                job.request.answer(Ok(answer));
+                return self.let_in();
             }
             Err(error @ (DeviceError::Away(_) | DeviceError::Integrity(_))) if self.suspects.blame(&job.request) => {
                 generation.right = true;
@@ -254,9 +245,21 @@ impl Dispatcher {
                 job.request.answer(Err(error.clone()));
                 error
             }
-            Err(error) => return job.request.answer(Err(error)),
+            Err(error) => {
+                job.request.answer(Err(error));
+                return self.let_in();
+            }
         };
         self.lose(lost);
+    }
+
+    /// The device has answered: where that was the probe, whatever it says of its key, requests are let in.
+    fn let_in(&mut self) {
+        if let Phase::Running(generation) = &mut self.phase
+            && generation.probe.take().is_some()
+        {
+            self.publish(Health::Ready);
+        }
     }
 
     fn on_time(&mut self) {
@@ -290,8 +293,7 @@ impl Dispatcher {
             Ok(process) => {
                 self.counters.generations.fetch_add(1, Relaxed);
                 self.sight.clear();
-                let generation = Generation { process, workers: 0, started: Instant::now(), right: false };
-                self.phase = Phase::Running(Box::new(generation));
+                self.phase = Phase::Running(Box::new(Generation::new(process)));
             }
             Err(error) => self.down(error, PROBE),
         }
