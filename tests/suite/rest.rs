@@ -111,6 +111,7 @@ async fn metrics_tell_what_was_asked_and_made_and_nothing_of_a_callers() {
         r#"signet_signature_duration_seconds_count{device="hsm",operation="sign-blob"} 1"#,
         "signet_cache_hits_total 2",
         "signet_cache_misses_total 1",
+        "signet_cache_stale_total 0",
         r#"signet_device_generations_total{device="hsm"} 1"#,
         r#"signet_device_queue{device="hsm"} 0"#,
         r#"signet_device_up{device="hsm"} 1"#,
