@@ -328,7 +328,7 @@ impl Source<'_> {
                 _ => "correct it",
             };
             let remedy = format!("{remedy}; docs/signet.toml is a configuration with every key explained");
-            self.wrong(error.span().unwrap_or_default(), field, error.message(), remedy)
+            self.wrong(error.span().unwrap_or_default(), field, in_plain_words(error.message()), remedy)
         };
         let deserializer = toml::Deserializer::parse(self.text).map_err(|error| malformed(&error, ""))?;
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
@@ -354,6 +354,26 @@ impl Source<'_> {
         }
     }
 }
+
+/// What serde says, without Rust's names for what should stand there.
+fn in_plain_words(message: &str) -> String {
+    let message = message.replacen("unknown variant", "unknown value", 1);
+    let plain = EXPECTED.iter().find_map(|(rust, plain)| Some((message.strip_suffix(rust)?, plain)));
+    match plain {
+        Some((found, plain)) => format!("{found}{plain}"),
+        None => message,
+    }
+}
+
+const EXPECTED: [(&str, &str); 7] = [
+    ("expected usize", "expected a whole number"),
+    ("expected u32", "expected a whole number"),
+    ("expected a nonzero usize", "expected a whole number above 0"),
+    ("expected a string", "expected a text in quotes"),
+    ("expected path string", "expected a path in quotes"),
+    ("expected a sequence", "expected a list in brackets"),
+    ("expected a boolean", "expected true or false"),
+];
 
 /// A key on the way to a field; indices are told by the line, and [`Spanned`] has a struct of its own in between.
 fn name(segment: &serde_path_to_error::Segment) -> Option<&str> {
@@ -382,7 +402,7 @@ mod tests {
         let text = "state_dir = '/s'\n\n[[device]]\nname = 'a'\nkind = 'tpm'\n\n[[device]]\nname = 'b'\nkind = 'tpm'\nsessions = 'four'\n";
         assert_eq!(
             error(text),
-            r#"signet.toml: line 10: device.sessions: invalid type: string "four", expected usize"#
+            r#"signet.toml: line 10: device.sessions: invalid type: string "four", expected a whole number"#
         );
     }
 
@@ -397,7 +417,7 @@ mod tests {
         }
         assert!(error("[[account]]\nemail = 'a@b'\nexchanges = true\n").contains("unknown field `exchanges`"));
         let mode = error("[[account]]\nemail = 'a@b'\n[account.exchange]\nmode = 'password'\n");
-        assert!(mode.contains("line 4: account.exchange.mode: unknown variant `password`"), "{mode}");
+        assert!(mode.contains("line 4: account.exchange.mode: unknown value `password`"), "{mode}");
     }
 
     #[test]
@@ -414,7 +434,7 @@ mod tests {
     #[test]
     fn an_unknown_operation_is_refused_with_those_that_are() {
         let text = "[[allow]]\naccounts = ['a@b']\noperations = ['sign-all']\n";
-        assert!(error(text).starts_with("signet.toml: line 3: allow.operations: unknown variant `sign-all`"));
+        assert!(error(text).starts_with("signet.toml: line 3: allow.operations: unknown value `sign-all`"));
         assert!(error(text).contains("`mint-id-token`"));
     }
 
