@@ -1,14 +1,16 @@
-//! `signetctl audit`: whether the audit log is whole.
+//! `signetctl audit`: whether the audit log is whole, and what it says.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use serde_json::json;
+use nix::unistd::User;
+use serde_json::{Value, json};
 
-use super::Global;
 use super::failure::{Exit, Failure};
+use super::{Global, table};
 use crate::audit::{Broken, Head, Rotation, verify};
 use crate::config::Audit;
 
@@ -34,22 +36,53 @@ Examples:
         #[arg(long, value_name = "HASH")]
         expect: Option<String>,
     },
+    /// Print the last records, a line each: when, who, by what, for which account, what became of it, and why
+    ///
+    /// It does not verify them. With --json the records are printed as they are.
+    #[command(after_help = "\
+Examples:
+  signetctl audit tail --failed
+  signetctl audit tail -n 1000 --json | jq -c '.[] | select(.uid == 1000)'")]
+    Tail {
+        /// The logs, the oldest first; by default that of the configuration with what was rotated
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// How many records
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+        records: usize,
+        /// Leave out what was answered as it was asked
+        #[arg(long)]
+        failed: bool,
+    },
 }
 
 pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure> {
-    let AuditCommand::Verify { mut files, from_start, expect } = command;
-    if files.is_empty() {
-        files = whole_log(global.load()?.audit);
+    match command {
+        AuditCommand::Verify { files, from_start, expect } => {
+            follow(&given_or_whole(files, global)?, from_start, expect, global)
+        }
+        AuditCommand::Tail { files, records, failed } => tail(&given_or_whole(files, global)?, records, failed, global),
     }
+}
+
+fn given_or_whole(files: Vec<PathBuf>, global: &Global) -> Result<Vec<PathBuf>, Failure> {
+    if files.is_empty() { Ok(whole_log(global.load()?.audit)) } else { Ok(files) }
+}
+
+fn unreadable(file: &Path) -> impl Fn(io::Error) -> Failure {
+    move |error| {
+        Failure::new(format!("{}: {error}", file.display())).hint("name the log, and run it as the user of signetd")
+    }
+}
+
+fn follow(files: &[PathBuf], from_start: bool, expect: Option<String>, global: &Global) -> Result<(), Failure> {
     let mut before: Option<Head> = None;
     let mut first = None;
     let mut lines = 0;
     let mut met = false;
-    for file in &files {
-        let unreadable = |error: io::Error| {
-            Failure::new(format!("{}: {error}", file.display())).hint("name the log, and run it as the user of signetd")
-        };
-        let log = BufReader::new(File::open(file).map_err(unreadable)?);
+    for file in files {
+        let unreadable = unreadable(file);
+        let log = BufReader::new(File::open(file).map_err(&unreadable)?);
         let verified = verify(log, before.take()).map_err(|broken| match broken {
             Broken::Io(error) => unreadable(error),
             broken @ Broken::Line { .. } => Failure::with(Exit::Unverified, format!("{}: {broken}", file.display()))
@@ -57,7 +90,7 @@ pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure>
         })?;
         lines += verified.lines;
         if let Some(hash) = &expect {
-            met |= verified.last.hash == *hash || follows(file, hash).map_err(unreadable)?;
+            met |= verified.last.hash == *hash || follows(file, hash).map_err(&unreadable)?;
         }
         first.get_or_insert(verified.first);
         before = Some(verified.last);
@@ -83,6 +116,50 @@ pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure>
         global.note("It continues a log that is not here: name the older ones as well.");
     }
     Ok(())
+}
+
+fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result<(), Failure> {
+    let wanted = |record: &Value| !failed || record["outcome"] != "OK";
+    let mut last = VecDeque::new();
+    for file in files.iter().rev() {
+        let mut of_file = VecDeque::new();
+        for line in BufReader::new(File::open(file).map_err(unreadable(file))?).lines() {
+            let line = line.map_err(unreadable(file))?;
+            // What is no record is for verify to tell.
+            of_file.extend(serde_json::from_str(&line).ok().filter(wanted));
+            if of_file.len() + last.len() > most {
+                of_file.pop_front();
+            }
+        }
+        of_file.append(&mut last);
+        last = of_file;
+        if last.len() >= most {
+            break;
+        }
+    }
+    let rows: Vec<_> = last.iter().map(row).collect();
+    global.show(&last, if rows.is_empty() { "no records".to_owned() } else { table(&rows) })
+}
+
+/// A record for people: a decision, or an event in the life of the log.
+fn row(record: &Value) -> Vec<String> {
+    let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+    let time = text("time").get(..19).map(|time| format!("{time}Z")).unwrap_or_default();
+    if record.get("event").is_some() {
+        let mut rest = record.clone();
+        for known in ["prev", "seq", "time", "event"] {
+            rest.as_object_mut().map(|rest| rest.remove(known));
+        }
+        return vec![time, String::new(), String::new(), String::new(), text("event"), rest.to_string()];
+    }
+    let uid = record["uid"].as_u64().and_then(|uid| u32::try_from(uid).ok()).unwrap_or(u32::MAX);
+    let user = User::from_uid(uid.into()).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    let why = match (record["reason"].as_str(), record["rule"].as_u64()) {
+        (Some(reason), _) => reason.to_owned(),
+        (None, Some(rule)) => format!("by rule {rule}, {}", text("device")).trim_end_matches(", ").to_owned(),
+        (None, None) => String::new(),
+    };
+    vec![time, user, text("rpc"), text("account"), text("outcome"), why]
 }
 
 /// Whether any line follows one of this hash. In JSON, no text of a caller's looks like this.

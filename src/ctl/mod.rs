@@ -211,7 +211,7 @@ enum Command {
         #[command(subcommand)]
         command: policy::PolicyCommand,
     },
-    /// Check the audit log
+    /// Check and read the audit log
     Audit {
         #[command(subcommand)]
         command: audit::AuditCommand,

@@ -150,6 +150,8 @@ impl Record {
         let Some(entry) = &mut self.entry else { return };
         let hashed = |texts: &[&str]| (!texts.is_empty()).then(|| sha256(texts.join(" ").as_bytes()));
         entry.operation = Some(request.operation.name());
+        // Who names none means the default one, and who gives a number one with a name.
+        request.account.as_str().clone_into(&mut entry.account);
         entry.audience_sha256 = hashed(&request.audiences);
         entry.scope_sha256 = hashed(&request.scopes);
     }
@@ -221,7 +223,7 @@ impl Record {
     pub(super) async fn finish<T>(mut self, result: Result<T, SignError>) -> Result<T, SignError> {
         let Some(mut entry) = self.entry.take() else { return result };
         match &result {
-            Ok(_) => entry.outcome = "OK",
+            Ok(_) => entry.outcome = OK,
             Err(error) => {
                 entry.outcome = error.reason();
                 // A denial's own reason says more than what the caller is told.
@@ -272,6 +274,8 @@ fn timestamp(time: SystemTime) -> String {
     time::OffsetDateTime::from(time).format(&format).unwrap_or_default()
 }
 
+/// The outcome of a request that is answered as it wished, unless another line says that it was not.
+const OK: &str = "OK";
 /// The outcome of a request whose record can't be written.
 const UNWRITABLE: &str = "AUDIT_UNWRITABLE";
 const RATE_LIMITED: &str = SignError::RateLimited { retry_after: Duration::ZERO }.reason();

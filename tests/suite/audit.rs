@@ -97,7 +97,8 @@ async fn a_record_tells_who_asked_what_and_what_became_of_it() {
     assert_eq!(blob["digest"], format!("sha256:{}", sha256(b"message")));
     assert_eq!(jwt["digest"], format!("sha256:{}", sha256(input.as_bytes())));
     assert_eq!(jwt["audience_sha256"], sha256(b"https://pubsub.googleapis.com/"));
-    assert_eq!((&blob["account"], &jwt["account"]), (&"".into(), &ACCOUNT.into()));
+    // The one that was meant, named or not.
+    assert_eq!((&blob["account"], &jwt["account"]), (&ACCOUNT.into(), &ACCOUNT.into()));
     assert_eq!((&refused["decision"], &refused["outcome"]), (&"none".into(), &"INVALID_REQUEST".into()));
     assert_eq!(refused["account"], "nobody\\u{1b}[31m\\n{\\\"seq\\\":1}@x");
     assert_eq!(fs::metadata(daemon.audit_file()).unwrap().permissions().mode() & 0o777, 0o600);
@@ -308,9 +309,18 @@ async fn nothing_is_signed_while_the_log_cannot_be_written_and_everything_after(
     limit("unlimited");
     daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
     daemon.client().sign_blob(payload(b"message")).await.unwrap();
-    let outcomes: Vec<_> = daemon.audit().into_iter().map(|line| line["outcome"].clone()).collect();
-    // The second was decided and signed before the log failed: it was withheld, and it is on record.
-    assert_eq!(outcomes, ["OK", "OK", "OK"]);
+    let log = daemon.audit();
+    let outcomes: Vec<_> = log.iter().map(|line| line["outcome"].as_str()).collect();
+    // The second was decided and signed before the log failed: it was withheld, and both are on record.
+    assert_eq!(outcomes, [Some("OK"), Some("OK"), None, Some("OK")]);
+    assert_eq!((&log[2]["event"], &log[2]["record"]), (&"unanswered".into(), &log[1]["seq"]));
+    // As a person reads it.
+    let told = daemon.signetctl(&["audit", "tail", "-n", "3"]);
+    let [ok, unanswered, last] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    assert!(ok.contains(ACCOUNT) && ok.contains("SignBlob") && ok.contains("OK") && ok.contains("by rule 1, hsm"));
+    assert!(unanswered.contains(r#"unanswered  {"record":2}"#) && last.contains("OK"), "{told}");
+    let failed = daemon.signetctl(&["audit", "tail", "--failed"]);
+    assert!(failed.contains("unanswered") && !failed.contains("OK"), "{failed}");
 }
 
 #[test]

@@ -96,6 +96,20 @@ struct Mended {
     torn: String,
 }
 
+/// What is written behind a record that says OK, of an answer that whoever asked never got: the record came too late for it.
+#[derive(Serialize)]
+pub(super) struct Unanswered {
+    event: &'static str,
+    /// The number of that record.
+    record: u64,
+}
+
+impl Unanswered {
+    pub(super) const fn new(record: u64) -> Self {
+        Self { event: "unanswered", record }
+    }
+}
+
 impl LogFile {
     pub(super) fn open(path: &Path, rotation: Rotation) -> Result<Self, OpenError> {
         let file = lock(path)?;

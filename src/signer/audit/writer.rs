@@ -19,9 +19,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use super::super::metrics::Requests;
-use super::log::{LogFile, OpenError, Written};
+use super::log::{LogFile, OpenError, Unanswered, Written};
 use super::refusals::{Refusals, Shared};
-use super::{Entry, UNWRITABLE};
+use super::{Entry, OK, UNWRITABLE};
 use crate::audit::{Fsync, Rotation};
 use behind::Thread;
 
@@ -60,8 +60,8 @@ struct OpenLog {
 
 #[derive(Debug)]
 enum Message {
-    /// To be written, where it was not added to what is; whoever waits is told whether it was.
-    Entry { entry: Box<Entry>, added: bool, reply: Option<oneshot::Sender<bool>> },
+    /// To be written, where it has no number, and so was not added to what is; whoever waits is told whether it was.
+    Entry { entry: Box<Entry>, number: Option<u64>, reply: Option<oneshot::Sender<bool>> },
     /// Begin a new file.
     Rotate,
     /// Sync what stands before this; whoever waits is told then.
@@ -127,18 +127,18 @@ impl Writer {
             self.log.count(&entry, written == Some(true));
             return written;
         }
-        let (entry, added) = match self.add(entry) {
+        let (entry, number) = match self.add(entry) {
             Ok(mut added) => {
                 others_first().await;
                 match added.write() {
                     Ok(written) => return Some(written),
-                    Err(entry) => (entry, true),
+                    Err(entry) => (entry, Some(added.number)),
                 }
             }
-            Err(entry) => (entry, false),
+            Err(entry) => (entry, None),
         };
         let (reply, written) = oneshot::channel();
-        if !self.send(Message::Entry { entry, added, reply: Some(reply) }) {
+        if !self.send(Message::Entry { entry, number, reply: Some(reply) }) {
             return Some(false);
         }
         timeout_at(until, written).await.map(|written| written.unwrap_or(false)).ok()
@@ -150,7 +150,7 @@ impl Writer {
             return self.log.count(&entry, true);
         }
         if let Err(entry) = self.add(entry) {
-            self.send(Message::Entry { entry, added: false, reply: None });
+            self.send(Message::Entry { entry, number: None, reply: None });
         }
     }
 
@@ -209,6 +209,9 @@ impl Added<'_> {
             let was_synced = open.unsynced.is_none();
             let outcome = open.write(log.fsync);
             written = log.tell(&open, &outcome);
+            if !written && entry.outcome == OK {
+                let _ = open.file.add(&Unanswered::new(self.number));
+            }
             if !written || (was_synced && open.unsynced.is_some()) {
                 drop(open);
                 self.writer.send(Message::Look);
@@ -222,7 +225,7 @@ impl Added<'_> {
 impl Drop for Added<'_> {
     fn drop(&mut self) {
         if let Err(entry) = self.write() {
-            self.writer.send(Message::Entry { entry, added: true, reply: None });
+            self.writer.send(Message::Entry { entry, number: Some(self.number), reply: None });
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::OK;
+use super::super::log::Unanswered;
 use super::sync::atomic::Ordering;
 use super::sync::{Arc, mpsc};
-use super::{Ended, Log, Message, SYNC_INTERVAL};
+use super::{Ended, Log, Message, OpenLog, SYNC_INTERVAL};
 
 /// The thread that writes what could take long.
 pub(super) struct Thread {
@@ -37,15 +39,15 @@ impl Thread {
         next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(Instant::now()))
     }
 
-    fn write(&self, batch: Vec<Message>) {
+    fn write(&self, mut batch: Vec<Message>) {
         let at_once = batch.iter().any(|message| matches!(message, Message::Flush(_)));
         let refused = self.log.refusals.take(Instant::now(), at_once);
         let mut open = self.log.lock();
         if batch.iter().any(|message| matches!(message, Message::Rotate)) {
             open.file.rotate();
         }
-        let added = batch.iter().try_for_each(|message| match message {
-            Message::Entry { entry, added: false, .. } => open.file.add(entry).map(drop),
+        let added = batch.iter_mut().try_for_each(|message| match message {
+            Message::Entry { entry, number: number @ None, .. } => open.file.add(entry).map(|new| *number = Some(new)),
             _ => Ok(()),
         });
         let added = refused.as_ref().map_or(Ok(()), |refused| open.file.add(&refused.line()).map(drop)).and(added);
@@ -56,15 +58,35 @@ impl Thread {
         if let Some(refused) = refused {
             refused.tell(written);
         }
-        for message in batch {
-            match message {
-                Message::Entry { entry, reply, .. } => {
-                    self.log.count(&entry, written);
-                    reply.map(|reply| reply.send(written));
-                }
-                Message::Flush(reply) if written && open.sync().is_ok() => drop(reply.send(())),
-                _ => {}
+        let unanswered: Vec<_> =
+            batch.into_iter().filter_map(|message| self.answer(message, written, &mut open)).collect();
+        if unanswered.is_empty() {
+            return;
+        }
+        let added = unanswered.iter().try_for_each(|record| open.file.add(&Unanswered::new(*record)).map(drop));
+        // What can't be written now goes out with the next.
+        if written {
+            let outcome = open.write(fsync).and(added);
+            self.log.tell(&open, &outcome);
+        }
+    }
+
+    /// Tells whoever waits. The number of a record that says OK where no answer will be given.
+    fn answer(&self, message: Message, written: bool, open: &mut OpenLog) -> Option<u64> {
+        match message {
+            Message::Entry { entry, number, reply } => {
+                self.log.count(&entry, written);
+                // Who waits no longer gets none either.
+                let is_given = reply?.send(written).is_ok() && written;
+                number.filter(|_| entry.outcome == OK && !is_given)
             }
+            Message::Flush(reply) => {
+                if written && open.sync().is_ok() {
+                    let _ = reply.send(());
+                }
+                None
+            }
+            Message::Rotate | Message::Look => None,
         }
     }
 }
