@@ -10,10 +10,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use signet::proto::{self, mint_jwt_access_token_request as mint};
 use tonic::Code;
-use tonic_types::StatusExt as _;
 
 use crate::signing::on_softhsm;
-use crate::support::daemon::{ACCOUNT, TestDaemon, payload};
+use crate::support::daemon::{ACCOUNT, TestDaemon, payload, reason};
 use crate::support::signetctl;
 use crate::support::softhsm::SoftHsm;
 
@@ -202,7 +201,7 @@ async fn who_is_refused_again_and_again_pushes_no_record_out_and_each_refusal_is
     }
     for answer in refused.join_all().await {
         let refusal = answer.unwrap_err();
-        assert_eq!(refusal.get_error_details().error_info().unwrap().reason, "NOT_ALLOWED");
+        assert_eq!(reason(&refusal), "NOT_ALLOWED");
     }
     daemon.signal(Signal::SIGKILL);
     daemon.wait();
@@ -270,7 +269,7 @@ async fn on_a_full_disk_nothing_is_signed_and_everything_once_there_is_room() {
             Err(status) => break status,
         }
     };
-    assert_eq!(refused.get_error_details().error_info().unwrap().reason, "AUDIT_UNWRITABLE");
+    assert_eq!(reason(&refused), "AUDIT_UNWRITABLE");
     daemon.wait_for_health(tonic_health::ServingStatus::NotServing).await;
     fs::remove_file(&ballast).unwrap();
     daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
@@ -302,10 +301,13 @@ async fn nothing_is_signed_while_the_log_cannot_be_written_and_everything_after(
     for _ in 0..3 {
         let status = daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
-        assert_eq!(status.get_error_details().error_info().unwrap().reason, "AUDIT_UNWRITABLE");
+        assert_eq!(reason(&status), "AUDIT_UNWRITABLE");
     }
     daemon.wait_for_log("the audit log can't be written");
     daemon.wait_for_health(tonic_health::ServingStatus::NotServing).await;
+    let told = signetctl(&daemon.config_file()).arg("status").output().unwrap();
+    let (told, file) = (String::from_utf8(told.stdout).unwrap(), daemon.audit_file());
+    assert!(told.contains(&format!("the audit log can't be written ({}: File too large", file.display())), "{told}");
     limit("unlimited");
     daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
     daemon.client().sign_blob(payload(b"message")).await.unwrap();

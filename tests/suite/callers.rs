@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::support::daemon::{TestDaemon, channel};
+use crate::support::daemon::{TestDaemon, channel, reason};
 
 /// A daemon without a device, and for each of these names an account `NAME@x` with a rule of these conditions. Who is
 /// allowed to sign is told that there is no key.
@@ -45,10 +45,6 @@ async fn ask(client: &mut SignerClient<Channel>, name: &str) -> Status {
     let input = Some(blob::Input::Payload(b"x".to_vec().into()));
     let account = format!("{name}@x");
     client.sign_blob(proto::SignBlobRequest { account, input, algorithm: 0 }).await.unwrap_err()
-}
-
-fn reason(status: &Status) -> String {
-    status.get_error_details().error_info().expect("google.rpc.ErrorInfo").reason.clone()
 }
 
 const ALLOWED: &str = "NO_ACTIVE_KEY";

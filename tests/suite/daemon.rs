@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -17,7 +17,7 @@ use tonic::{Code, Request, Status};
 use tonic_health::ServingStatus;
 use tonic_types::StatusExt as _;
 
-use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon, payload};
+use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon, now, payload, reason};
 use crate::support::desk::openssl;
 use crate::support::eventually;
 
@@ -34,17 +34,6 @@ fn without_device(config: &str) -> TestDaemon {
     daemon.spawn();
     daemon.wait_for_log("serving");
     daemon
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
-}
-
-fn reason(status: &Status) -> String {
-    let details = status.get_error_details();
-    let info = details.error_info().expect("google.rpc.ErrorInfo");
-    assert_eq!(info.domain, "signet");
-    info.reason.clone()
 }
 
 fn field(status: &Status) -> String {

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use signet::proto::{self, sign_blob_request as blob};
 use tonic_types::StatusExt as _;
 
-use crate::support::daemon::TestDaemon;
+use crate::support::daemon::{TestDaemon, payload};
 use crate::support::http::send;
 use crate::support::softhsm::SoftHsm;
 
@@ -58,11 +57,6 @@ fn prepared(device: &str) -> Option<(SoftHsm, TestDaemon)> {
     let daemon = TestDaemon::prepare(&TestDaemon::config(&format!("{}{device}\n", token.toml())));
     daemon.signetctl(&["key", "generate", "--device", "hsm"]);
     Some((token, daemon))
-}
-
-fn payload() -> proto::SignBlobRequest {
-    let input = Some(blob::Input::Payload(b"message".to_vec().into()));
-    proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
 }
 
 #[test]
@@ -146,13 +140,13 @@ async fn a_socket_that_was_passed_is_served_and_outlives_the_daemon() {
         let socket = UnixListener::bind(daemon.socket()).unwrap();
         // A caller may come before the daemon does.
         let mut client = daemon.client();
-        let early = tokio::spawn(async move { client.sign_blob(payload()).await });
+        let early = tokio::spawn(async move { client.sign_blob(payload(b"message")).await });
         daemon.spawn_as(with_socket(&daemon, socket, count, names));
         daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
         // It was served, if only with the news that the device was not open yet.
         let early = early.await.unwrap();
         assert!(early.is_ok() || early.unwrap_err().get_error_details().error_info().is_some());
-        daemon.client().sign_blob(payload()).await.unwrap();
+        daemon.client().sign_blob(payload(b"message")).await.unwrap();
         assert!(daemon.stop().success());
         assert!(daemon.socket().exists(), "it is the supervisor's to remove");
         std::fs::remove_file(daemon.socket()).unwrap();

@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use signet::subject::{self, Subject};
 
 use crate::signing::over_http;
-use crate::support::daemon::{ACCOUNT, TestDaemon};
+use crate::support::daemon::{ACCOUNT, TestDaemon, now};
 use crate::support::http::{Answer, send};
 use crate::support::softhsm::SoftHsm;
 use crate::support::{signetctl, skip, skip_optional};
@@ -59,10 +58,6 @@ fn exchange(address: SocketAddr, subject_token: &str, instead: &[(&str, &str)]) 
 fn refused(answer: &Answer, error: &str) {
     assert_eq!((answer.status, &answer.json()["error"]), (400, &json!(error)), "{answer:?}");
     assert!(answer.json()["error_description"].as_str().is_some_and(|said| !said.is_empty()), "{answer:?}");
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -18,10 +18,12 @@ use signet::keyring::{KeyRecord, Keyring};
 use signet::proto::signer_client::SignerClient;
 use signet::proto::{self, sign_blob_request};
 use tempfile::TempDir;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt as _;
 
 /// The account of [`TestDaemon::config`].
 pub(crate) const ACCOUNT: &str = "svc@project.iam.gserviceaccount.com";
@@ -339,6 +341,19 @@ impl Drop for TestDaemon {
 pub(crate) fn payload(bytes: &[u8]) -> proto::SignBlobRequest {
     let input = Some(sign_blob_request::Input::Payload(bytes.to_vec().into()));
     proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }
+}
+
+/// The stable reason of a refusal.
+pub(crate) fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().expect("google.rpc.ErrorInfo");
+    assert_eq!(info.domain, "signet");
+    info.reason.clone()
+}
+
+/// The time as JWTs have it.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 /// A connection to a socket, made at the first call.
