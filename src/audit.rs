@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::key::hexadecimal;
+use crate::key::{Algorithm, KeyId, hexadecimal};
 
 /// When the audit log is synced to disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -82,6 +82,14 @@ impl Head {
         format!("{:020} {}\n", self.seq, self.hash)
     }
 
+    /// Where the head of a log is noted.
+    #[must_use]
+    pub fn noted_beside(log: &Path) -> PathBuf {
+        let mut name = log.as_os_str().to_owned();
+        name.push(".head");
+        name.into()
+    }
+
     /// The head that a note tells; none where it is no note.
     #[must_use]
     pub fn of_note(note: &str) -> Option<Self> {
@@ -112,6 +120,50 @@ impl Head {
         Ok(())
     }
 }
+
+/// A record that a device has signed: without that device nobody writes what stands before it anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Tells it from other records.
+    pub event: CheckpointEvent,
+    /// When, as in every record.
+    pub time: String,
+    /// The number of the last record that it is about.
+    pub of: u64,
+    /// The hash of that record.
+    pub hash: String,
+    /// The key.
+    pub kid: KeyId,
+    /// What the key signed with.
+    pub algorithm: Algorithm,
+    /// Its signature of [`Checkpoint::text`], in base64url.
+    pub signature: String,
+}
+
+/// The event of a [`Checkpoint`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckpointEvent {
+    /// The only one.
+    Checkpoint,
+}
+
+impl Checkpoint {
+    /// What is signed: it begins with [`CHECKPOINT`], as nothing does that a caller has signed, and has no dot, as any JWS does.
+    #[must_use]
+    pub fn text(head: &Head) -> String {
+        format!("{CHECKPOINT} v1\n{}\n{}\n", head.seq, head.hash)
+    }
+
+    /// The checkpoint in a line, where it is one.
+    #[must_use]
+    pub fn of_line(line: &[u8]) -> Option<Self> {
+        serde_json::from_slice(line).ok()
+    }
+}
+
+/// How every text begins that a device signs for a checkpoint. Nobody gets a signature of what begins so.
+pub const CHECKPOINT: &str = "signet audit checkpoint";
 
 /// A log that verified.
 #[derive(Clone, Debug, PartialEq, Eq)]

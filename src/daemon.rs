@@ -69,7 +69,10 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     // Before there are other threads: those that exist are not bound.
     confine(&config);
     log::detach()?;
-    let audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
+    let mut audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
+    if let Some(journal) = &config.audit.journal {
+        audit = audit.telling(journal).context("can't make a socket for audit.journal")?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let prepared = Prepared { sockets, exchanges, audit: audit.clone() };
     let served = runtime.block_on(serve(config, Arc::new(launcher), prepared));
@@ -111,10 +114,7 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
         woken: Arc::default(),
     };
     let mut watching = watch.start(reloads);
-    // Both end with the set.
-    let mut beside = JoinSet::new();
-    beside.spawn(Arc::clone(&signer).renew());
-    beside.spawn(supervisor::feed_watchdog(Arc::clone(&signer)));
+    let _beside = beside(&config, &signer);
     tracing::info!(socket = %config.listen.grpc.display(), accounts = config.policy.accounts().len(), "serving");
 
     let (stop, stopped) = channel::channel(());
@@ -145,6 +145,17 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
     };
     watching.abort();
     served.map_err(anyhow::Error::from_boxed)
+}
+
+/// What is done besides serving, until this is dropped.
+fn beside(config: &Config, signer: &Arc<Signer>) -> JoinSet<()> {
+    let mut beside = JoinSet::new();
+    beside.spawn(Arc::clone(signer).renew());
+    if let Some((every, account)) = config.audit.checkpoints.clone() {
+        beside.spawn(Arc::clone(signer).checkpoints(account, every));
+    }
+    beside.spawn(supervisor::feed_watchdog(Arc::clone(signer)));
+    beside
 }
 
 /// What is served over HTTP.

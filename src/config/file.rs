@@ -58,6 +58,9 @@ pub(super) struct Audit {
     pub(super) fsync: Fsync,
     pub(super) max_size: Option<Size>,
     pub(super) keep: Option<Spanned<u32>>,
+    pub(super) journal: Option<PathBuf>,
+    pub(super) checkpoint_every: Option<Spanned<NonZero<u64>>>,
+    pub(super) checkpoint_account: Option<Spanned<AccountEmail>>,
 }
 
 /// `[cache]`.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use nix::unistd::{Group, User};
 use toml::Spanned;
 
-use crate::access::{AccountEmail, Policy};
+use crate::access::{Account, AccountEmail, Operation, Policy, Rule};
 pub use crate::audit::{Fsync, Rotation};
 use crate::device::{DeviceConfig, DeviceKind};
 use crate::file::StateDir;
@@ -83,6 +83,10 @@ pub struct Audit {
     pub fsync: Fsync,
     /// When it begins a new file.
     pub rotation: Rotation,
+    /// The socket of the systemd journal that is told of every record.
+    pub journal: Option<PathBuf>,
+    /// How often it is signed, and by a key of which account.
+    pub checkpoints: Option<(u64, AccountEmail)>,
 }
 
 impl Config {
@@ -112,12 +116,13 @@ impl Config {
         let exchanges = exchange::compile(source, folder, &mut written.account)?;
         let accounts = rules::accounts(source, written.account)?;
         let rules = rules::compile(source, &accounts, written.allow)?;
+        let checkpoints = checkpoints(source, &written.audit, &accounts, &rules)?;
         let config = Self {
             listen: Listen::new(source, folder, written.listen)?,
             devices: devices::compile(source, folders, &state_dir, written.device)?,
             policy: Policy::new(accounts, rules),
             exchanges,
-            audit: Audit::new(source, folder, &state_dir, written.audit)?,
+            audit: Audit { checkpoints, ..Audit::new(source, folder, &state_dir, written.audit)? },
             metadata: http::metadata(source, written.metadata)?,
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
@@ -193,8 +198,42 @@ impl Audit {
             path: written.path.map_or_else(|| state_dir.audit_log(), |log| folder.join(log)),
             fsync: written.fsync,
             rotation: Rotation { max_size: written.max_size.map_or(DEFAULT_MAX_SIZE, |size| size.0), keep },
+            journal: written.journal.map(|socket| folder.join(socket)),
+            checkpoints: None,
         })
     }
+}
+
+/// How often the audit log is signed and for which account: one with whose keys no caller may sign whatever he likes.
+fn checkpoints(
+    source: Source<'_>,
+    written: &file::Audit,
+    accounts: &[Account],
+    rules: &[Rule],
+) -> Result<Option<(u64, AccountEmail)>, ConfigError> {
+    const FIELD: &str = "audit.checkpoint_account";
+    let remedy = "name an [[account]] with which no rule allows sign-digest";
+    let (every, account) = match (&written.checkpoint_every, &written.checkpoint_account) {
+        (None, None) => return Ok(None),
+        (None, Some(account)) => {
+            return Err(source.wrong(account.span(), FIELD, "it signs nothing without checkpoint_every", "write both"));
+        }
+        (Some(every), account) => (every, account.as_ref()),
+    };
+    let place = account.map_or(every.span(), Spanned::span);
+    let default = match accounts {
+        [only] => Some(only),
+        _ => accounts.iter().find(|account| account.default),
+    };
+    let email = account.map(Spanned::get_ref).or(default.map(|account| &account.email));
+    let Some(email) = email.filter(|email| accounts.iter().any(|account| account.email == **email)) else {
+        return Err(source.wrong(place, FIELD, "there is no such account, and no default one", remedy));
+    };
+    if rules.iter().any(|rule| rule.operations.contains(&Operation::SignDigest) && rule.accounts.contains(email)) {
+        let what = format!("a rule allows sign-digest with {email}, by which checkpoints could be forged");
+        return Err(source.wrong(place, FIELD, what, remedy));
+    }
+    Ok(Some((every.get_ref().get(), email.clone())))
 }
 
 /// Why a configuration can't be used.

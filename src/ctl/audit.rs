@@ -1,7 +1,9 @@
 //! `signetctl audit`: whether the audit log is whole, and what it says.
 
+mod checkpoints;
+
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -19,12 +21,14 @@ pub(crate) enum AuditCommand {
     /// Follow the hash chain of the audit log: a changed, removed or reordered line is found
     ///
     /// Lines cut off the end leave no trace in the file, and whoever may write it could write another log: note the last hash
-    /// elsewhere, and let --expect look for it. Exit code 5 where the log is not whole.
+    /// elsewhere, and let --expect look for it. Where devices sign checkpoints (audit.checkpoint_every), nobody without the
+    /// device can write anew what stands before the last one. Exit code 5 where the log is not whole.
     #[command(after_help = "\
 Examples:
   signetctl audit verify
   signetctl audit verify --from-start audit.log.1 audit.log
-  signetctl audit verify --expect \"$(cat noted-last-week)\"")]
+  signetctl audit verify --expect \"$(cat noted-last-week)\"
+  signetctl audit verify --certificate checkpoints.pem audit.log   # on another machine")]
     Verify {
         /// The logs, the oldest first, each continuing the one before; by default that of the configuration with what was rotated
         #[arg(value_name = "FILE")]
@@ -35,6 +39,9 @@ Examples:
         /// Demand a record with this hash, which an earlier verify told
         #[arg(long, value_name = "HASH")]
         expect: Option<String>,
+        /// The certificate of a key that signs checkpoints, more than once for several; by default the keys of their account
+        #[arg(long, value_name = "FILE")]
+        certificate: Vec<PathBuf>,
     },
     /// Print the last records, a line each: when, who, by what, for which account, what became of it, and why
     ///
@@ -58,8 +65,8 @@ Examples:
 
 pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure> {
     match command {
-        AuditCommand::Verify { files, from_start, expect } => {
-            follow(&given_or_whole(files, global)?, from_start, expect, global)
+        AuditCommand::Verify { files, from_start, expect, certificate } => {
+            follow(files, &Demands { from_start, expect, certificate }, global)
         }
         AuditCommand::Tail { files, records, failed } => tail(&given_or_whole(files, global)?, records, failed, global),
     }
@@ -75,7 +82,60 @@ fn unreadable(file: &Path) -> impl Fn(io::Error) -> Failure {
     }
 }
 
-fn follow(files: &[PathBuf], from_start: bool, expect: Option<String>, global: &Global) -> Result<(), Failure> {
+/// What a log must hold besides a whole chain.
+struct Demands {
+    from_start: bool,
+    expect: Option<String>,
+    certificate: Vec<PathBuf>,
+}
+
+fn follow(mut files: Vec<PathBuf>, demands: &Demands, global: &Global) -> Result<(), Failure> {
+    let (mut noted, mut every) = (None, None);
+    if files.is_empty() {
+        let audit = global.load()?.audit;
+        // Before the log is read: signetd may be writing.
+        noted = fs::read_to_string(Head::noted_beside(&audit.path)).ok().and_then(|note| Head::of_note(&note));
+        every = audit.checkpoints.as_ref().map(|(every, _)| *every);
+        files = whole_log(audit);
+    }
+    let Chain { lines, first, last } = chain(&files, demands)?;
+    if let Some(noted) = noted.filter(|noted| noted.seq > last.seq) {
+        let what = format!("the log ends with record {}, and signetd noted that it wrote {}", last.seq, noted.seq);
+        return Err(Failure::with(Exit::Unverified, what).hint("what is missing was cut off, moved away or lost"));
+    }
+    let checkpoints = checkpoints::verify(&files, &first, &demands.certificate, global)?;
+    let json = json!({
+        "records": lines, "first": first.seq + 1, "last": last.seq, "last_hash": last.hash,
+        "checkpoints": checkpoints.count, "last_checkpoint": checkpoints.last,
+    });
+    let text = match lines {
+        0 => "no records".to_owned(),
+        _ => format!("{lines} records, {} to {}: whole\nlast hash {}", first.seq + 1, last.seq, last.hash),
+    };
+    let text = match checkpoints.count {
+        0 => text,
+        count => format!("{text}\ncheckpoints {count}, signed up to record {}", checkpoints.last),
+    };
+    global.show(&json, text)?;
+    if lines > 0 && first.seq > 0 {
+        global.note("It continues a log that is not here: name the older ones as well.");
+    }
+    let unsigned = last.seq.saturating_sub(checkpoints.last.max(first.seq));
+    if every.is_some_and(|every| unsigned > every.saturating_mul(2)) {
+        global.note(format!("No checkpoint stands behind the last {unsigned} records: was the device away?"));
+    }
+    Ok(())
+}
+
+/// A log whose chain is whole: the head before its first line, and that after its last.
+struct Chain {
+    lines: u64,
+    first: Head,
+    last: Head,
+}
+
+/// Follows the chain over all files.
+fn chain(files: &[PathBuf], demands: &Demands) -> Result<Chain, Failure> {
     let mut before: Option<Head> = None;
     let mut first = None;
     let mut lines = 0;
@@ -89,33 +149,24 @@ fn follow(files: &[PathBuf], from_start: bool, expect: Option<String>, global: &
                 .hint("keep a copy as evidence, and compare with what was shipped elsewhere"),
         })?;
         lines += verified.lines;
-        if let Some(hash) = &expect {
+        if let Some(hash) = &demands.expect {
             met |= verified.last.hash == *hash || follows(file, hash).map_err(&unreadable)?;
         }
         first.get_or_insert(verified.first);
         before = Some(verified.last);
     }
     let (first, last) = (first.unwrap_or_else(Head::start), before.unwrap_or_else(Head::start));
-    if from_start && first.seq > 0 {
+    if demands.from_start && first.seq > 0 {
         return Err(Failure::with(Exit::Unverified, format!("the log begins with record {}", first.seq + 1))
             .hint("name the older logs as well, the oldest first; where there are none, they were removed"));
     }
-    if let Some(hash) = expect
+    if let Some(hash) = &demands.expect
         && !met
     {
         return Err(Failure::with(Exit::Unverified, format!("no record has the hash {hash}"))
             .hint("name all logs since; where none has it, records were removed or written anew"));
     }
-    let json = json!({ "records": lines, "first": first.seq + 1, "last": last.seq, "last_hash": last.hash });
-    let text = match lines {
-        0 => "no records".to_owned(),
-        _ => format!("{lines} records, {} to {}: whole\nlast hash {}", first.seq + 1, last.seq, last.hash),
-    };
-    global.show(&json, text)?;
-    if lines > 0 && first.seq > 0 {
-        global.note("It continues a log that is not here: name the older ones as well.");
-    }
-    Ok(())
+    Ok(Chain { lines, first, last })
 }
 
 fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result<(), Failure> {

@@ -3,12 +3,14 @@
 //! While the log can't be written nothing is signed; what was decided until then is kept and written first as soon as that
 //! is possible again.
 
+mod journal;
 mod log;
 #[cfg(all(test, feature = "model"))]
 mod model;
 mod refusals;
 mod writer;
 
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,8 +20,9 @@ use serde::Serialize;
 use super::metrics::Requests;
 use super::{Call, SignError};
 use crate::access::{Denied, Permit, Request};
-use crate::audit::{Fsync, Rotation};
+use crate::audit::{Checkpoint, Fsync, Head, Rotation};
 use crate::key::{Digest, Hash, KeyId, hexadecimal};
+use journal::Journal;
 pub use log::OpenError;
 use writer::Writer;
 
@@ -77,6 +80,25 @@ impl Audit {
     /// [`OpenError`] says what to do. A log that can't be continued is never overwritten.
     pub fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
         Ok(Self { writer: Writer::open(path, fsync, rotation)? })
+    }
+
+    /// Has the systemd journal that listens at this path told of every line from now on.
+    ///
+    /// # Errors
+    /// Where there can be no socket.
+    pub fn telling(self, journal: &Path) -> io::Result<Self> {
+        self.writer.tell(Journal::at(journal)?);
+        Ok(self)
+    }
+
+    /// The last record, unless others are about to be written.
+    pub(super) fn written(&self) -> Option<Head> {
+        self.writer.written()
+    }
+
+    /// Writes a checkpoint.
+    pub(super) async fn checkpoint(&self, checkpoint: Checkpoint) {
+        self.writer.checkpoint(checkpoint).await;
     }
 
     /// What its records amount to.
@@ -269,7 +291,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// RFC 3339 in UTC with microseconds.
-fn timestamp(time: SystemTime) -> String {
+pub(super) fn timestamp(time: SystemTime) -> String {
     let format = time::format_description::well_known::Iso8601::<TIMESTAMP>;
     time::OffsetDateTime::from(time).format(&format).unwrap_or_default()
 }

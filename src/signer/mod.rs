@@ -6,6 +6,7 @@
 
 mod audit;
 mod cache;
+mod checkpoints;
 mod error;
 mod exchange;
 mod keyring;

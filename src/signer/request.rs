@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Key, SignError};
 use crate::access::{AccountEmail, Operation, Permit, Request};
+use crate::audit::CHECKPOINT;
 use crate::jwt::claims::{Claims, InvalidClaims};
 use crate::jwt::jws::{self, Shape};
 use crate::jwt::{self, Grant, Header, Target, UnsignedJwt};
@@ -50,6 +51,9 @@ pub(super) struct Judged<'a> {
 impl<'a> Bytes<'a> {
     pub(super) fn judge(self, account: &AccountEmail, now: SystemTime) -> Judged<'a> {
         let shape = match self {
+            Self::Message(message) if message.starts_with(CHECKPOINT.as_bytes()) => {
+                Shape::Refused("it could be taken for a checkpoint of the audit log".to_owned())
+            }
             Self::Message(message) => jws::shape(message, account, now),
             Self::Digest(_) => Shape::Blob,
         };

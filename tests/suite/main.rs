@@ -16,6 +16,7 @@ mod bad_input;
 mod bus;
 mod cache;
 mod callers;
+mod checkpoints;
 mod clients;
 mod config;
 mod contract;

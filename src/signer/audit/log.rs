@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::Flock;
 use serde::Serialize;
 
+use super::journal::Journal;
 use crate::audit::{Head, Rotation};
 use crate::file;
 
@@ -29,6 +30,8 @@ pub(super) struct LogFile {
     pending: Vec<u8>,
     /// The number of the last line that was.
     written: u64,
+    /// What is told of every line.
+    pub(super) journal: Option<Journal>,
 }
 
 /// Whether there was anything to write.
@@ -126,7 +129,8 @@ impl LogFile {
         let head = note.filter(|_| gap.is_some()).unwrap_or(found);
         let inode = inode(&file.metadata().map_err(io)?);
         let (path, length, written) = (path.to_owned(), end.length, head.seq);
-        let mut log = Self { path, rotation, file, inode, head, noted, length, pending: Vec::new(), written };
+        let pending = Vec::new();
+        let mut log = Self { path, rotation, file, inode, head, noted, length, pending, written, journal: None };
         if let Some(gap) = gap {
             tracing::error!(path = %log.path.display(), found = gap.found, written = log.head.seq, "the audit log does not end where it was ended: it was moved away, cut or removed; the chain goes on");
             log.add(&gap).and_then(|_number| log.write()).map_err(io)?;
@@ -164,10 +168,18 @@ impl LogFile {
             Ordering::Less => return Err(io::Error::other("it was cut off; move it away, and a new file goes on")),
         }
         self.file.write_all_at(&self.pending, self.length)?;
+        if let Some(journal) = &mut self.journal {
+            journal.tell(&self.pending);
+        }
         self.length += self.pending.len() as u64;
         self.pending.clear();
         self.written = self.head.seq;
         Ok(Written::Something)
+    }
+
+    /// The last record that was written, unless others are about to be.
+    pub(super) fn written(&self) -> Option<Head> {
+        self.pending.is_empty().then(|| self.head.clone())
     }
 
     /// Whether the record of this number was written.
@@ -279,11 +291,9 @@ fn last_of_old(path: &Path) -> Result<Head, OpenError> {
 
 /// The note beside the log, and what it says.
 fn open_note(path: &Path) -> io::Result<(File, Option<Head>)> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".head");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(name)?;
+    let mut file = options.open(Head::noted_beside(path))?;
     let mut note = String::new();
     (&mut file).take(100).read_to_string(&mut note)?;
     Ok((file, Head::of_note(&note)))

@@ -19,10 +19,11 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use super::super::metrics::Requests;
+use super::journal::Journal;
 use super::log::{LogFile, OpenError, Unanswered, Written};
 use super::refusals::{Refusals, Shared};
 use super::{Entry, OK, UNWRITABLE};
-use crate::audit::{Fsync, Rotation};
+use crate::audit::{Checkpoint, Fsync, Head, Rotation};
 use behind::Thread;
 
 /// The log, and the way to the thread that writes what is not written at once.
@@ -62,6 +63,8 @@ struct OpenLog {
 enum Message {
     /// To be written, where it has no number, and so was not added to what is; whoever waits is told whether it was.
     Entry { entry: Box<Entry>, number: Option<u64>, reply: Option<oneshot::Sender<bool>> },
+    /// To be written; whoever waits is told whether it was.
+    Checkpoint(Box<Checkpoint>, oneshot::Sender<bool>),
     /// Begin a new file.
     Rotate,
     /// Sync what stands before this; whoever waits is told then.
@@ -111,6 +114,24 @@ impl Writer {
 
     pub(super) fn rotate(&self) {
         self.send(Message::Rotate);
+    }
+
+    /// Has the journal told of every line from now on.
+    pub(super) fn tell(&self, journal: Journal) {
+        self.log.lock().file.journal = Some(journal);
+    }
+
+    /// The last record, unless others are about to be written.
+    pub(super) fn written(&self) -> Option<Head> {
+        self.log.try_lock().and_then(|open| open.file.written())
+    }
+
+    /// Writes a checkpoint. Where that is not possible yet, it is written first as soon as it is.
+    pub(super) async fn checkpoint(&self, checkpoint: Checkpoint) {
+        let (reply, written) = oneshot::channel();
+        if self.send(Message::Checkpoint(Box::new(checkpoint), reply)) {
+            let _ = written.await;
+        }
     }
 
     /// Waits until all is on disk. False where that takes longer.

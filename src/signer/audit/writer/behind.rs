@@ -48,6 +48,7 @@ impl Thread {
         }
         let added = batch.iter_mut().try_for_each(|message| match message {
             Message::Entry { entry, number: number @ None, .. } => open.file.add(entry).map(|new| *number = Some(new)),
+            Message::Checkpoint(checkpoint, _) => open.file.add(checkpoint).map(drop),
             _ => Ok(()),
         });
         let added = refused.as_ref().map_or(Ok(()), |refused| open.file.add(&refused.line()).map(drop)).and(added);
@@ -84,6 +85,10 @@ impl Thread {
                 if written && open.sync().is_ok() {
                     let _ = reply.send(());
                 }
+                None
+            }
+            Message::Checkpoint(_, reply) => {
+                let _ = reply.send(written);
                 None
             }
             Message::Rotate | Message::Look => None,
