@@ -368,10 +368,11 @@ fn in_plain_words(message: &str) -> String {
     }
 }
 
-const EXPECTED: [(&str, &str); 7] = [
+const EXPECTED: [(&str, &str); 8] = [
     ("expected usize", "expected a whole number"),
     ("expected u32", "expected a whole number"),
     ("expected a nonzero usize", "expected a whole number above 0"),
+    ("expected a nonzero u64", "expected a whole number above 0"),
     ("expected a string", "expected a text in quotes"),
     ("expected path string", "expected a path in quotes"),
     ("expected a sequence", "expected a list in brackets"),

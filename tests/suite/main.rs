@@ -25,6 +25,7 @@ mod daemon;
 mod examples;
 mod exchange;
 mod failover;
+mod figures;
 mod forgery;
 mod handle;
 mod hardening;

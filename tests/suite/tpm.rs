@@ -406,16 +406,16 @@ fn sizes_that_the_tpm_has_not_and_long_auth_values_are_refused() {
 }
 
 /// A key for this algorithm, made in the TPM.
-fn generated(settings: &TpmSettings, algorithm: Algorithm, persistent: bool) -> CreatedKey {
+pub(crate) fn generated(settings: &TpmSettings, algorithm: Algorithm, persistent: bool) -> CreatedKey {
     let mut provision = tpm::provision(&settings.device, &settings.tpm, persistent).unwrap();
     provision.generate(&NewKey { label: "test".to_owned(), algorithm, bits: 2048 }).unwrap()
 }
 
-fn opened(settings: &TpmSettings) -> Box<dyn Device + Send> {
+pub(crate) fn opened(settings: &TpmSettings) -> Box<dyn Device + Send> {
     tpm::open(&settings.device, &settings.tpm).unwrap().remove(0)
 }
 
-fn signs(device: &mut dyn Device, key: &KeyLocator, public_key: &PublicKey, algorithm: Algorithm) {
+pub(crate) fn signs(device: &mut dyn Device, key: &KeyLocator, public_key: &PublicKey, algorithm: Algorithm) {
     let digest = Digest::of(algorithm.hash(), b"message");
     let signature = device.sign(key, algorithm, &digest).unwrap();
     public_key.verify(algorithm, &digest, &signature).unwrap_or_else(|bad| panic!("{algorithm}: {bad}"));
@@ -428,4 +428,4 @@ fn tool(swtpm: &SwTpm, name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-const AUTH: &str = "auth of the keys";
+pub(crate) const AUTH: &str = "auth of the keys";
