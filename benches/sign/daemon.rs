@@ -27,6 +27,8 @@ pub(crate) struct Daemon {
 pub(crate) enum Ask {
     /// A signature.
     Signature,
+    /// A signature, and all clients share one connection: the threads of one application.
+    Shared,
     /// An access token that is signed now.
     Mint,
     /// An access token that is cached.
@@ -44,7 +46,7 @@ struct Client {
 impl Client {
     async fn ask(&mut self, ask: Ask, number: usize) -> Result<(), Status> {
         match ask {
-            Ask::Signature => self.signer.sign_blob(request(number)).await.map(drop),
+            Ask::Signature | Ask::Shared => self.signer.sign_blob(request(number)).await.map(drop),
             Ask::Mint => self.signer.mint_jwt_access_token(token(number, Some(SHORT))).await.map(drop),
             Ask::CachedToken => self.signer.mint_jwt_access_token(token(0, None)).await.map(drop),
             Ask::Nothing => self.health.check(HealthCheckRequest::default()).await.map(drop),
@@ -105,7 +107,8 @@ impl Daemon {
 
     /// Has each client ask for a slice, one request after the other.
     pub(crate) async fn run(&self, load: &Load, ask: Ask) -> Slice {
-        let clients = self.clients[..load.clients].iter().map(|client| (client.clone(), ask));
+        let connections = if matches!(ask, Ask::Shared) { 1 } else { load.clients };
+        let clients = self.clients[..connections].iter().cycle().map(|client| (client.clone(), ask));
         load.run(clients, || self.processor()).await
     }
 

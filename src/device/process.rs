@@ -10,14 +10,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::socket::MsgFlags;
 
-use super::wire::{self, Answer, Job, Report, Work};
+use super::wire::{self, Answer, Done, Job, Report, Work};
 use super::{Device, DeviceConfig, DeviceError, DeviceKind, Opened, latch};
 use crate::log;
 use crate::sandbox::{self, Files, Kept, SandboxError};
@@ -113,25 +113,46 @@ struct Jobs {
     /// epoll_ctl(2)).
     turn: Epoll,
     buffer: Box<[u8]>,
+    /// What became of the last jobs, and is yet to be told, with when the first of them was begun.
+    done: Vec<Done>,
+    begun: Instant,
 }
 
 impl Jobs {
     fn of(shared: &Arc<Shared>) -> io::Result<Self> {
         let turn = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         turn.add(&shared.pipe, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE, 0))?;
-        Ok(Self { shared: Arc::clone(shared), turn, buffer: wire::buffer() })
+        Ok(Self { shared: Arc::clone(shared), turn, buffer: wire::buffer(), done: Vec::new(), begun: Instant::now() })
     }
 
     fn next(&mut self) -> io::Result<Job> {
         loop {
             match wire::receive(&self.shared.pipe, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.tell(),
                 received => return received,
             }
             match self.turn.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Says what became of a job: at once, or with the next where one waits and both are quick.
+    fn done(&mut self, job: &Job, begun: Instant, outcome: Result<Answer, DeviceError>) {
+        if self.done.is_empty() {
+            self.begun = begun;
+        }
+        let failed = outcome.is_err();
+        self.done.push(Done { id: job.id, outcome });
+        if failed || self.done.len() >= TOGETHER || self.begun.elapsed() >= wire::QUICK {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        if !self.done.is_empty() {
+            self.shared.send(&Report::Done(std::mem::take(&mut self.done)));
         }
     }
 }
@@ -151,8 +172,9 @@ impl Shared {
         loop {
             match jobs.next() {
                 Ok(job) => {
+                    let begun = Instant::now();
                     let outcome = self.perform(device, &job);
-                    self.send(&Report::Done { id: job.id, outcome });
+                    jobs.done(&job, begun, outcome);
                 }
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => end(),
                 Err(error) => {
@@ -220,6 +242,8 @@ fn end() -> ! {
 
 /// What the TSS is made of, and what the C library reads to look up a host.
 const LIBRARIES: [&str; 7] = ["/usr/lib", "/usr/local/lib", "/usr/lib64", "/lib", "/lib64", "/etc", "/proc/self"];
+/// How many outcomes are told together: half of what a worker has to do, so that it is not idle meanwhile.
+const TOGETHER: usize = 3;
 /// How often a passing condition is tried again, and after what pause.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(5);

@@ -1,8 +1,8 @@
 //! What the daemon and a device process say to each other, and the pipe by which they do.
 //!
 //! Each message is a value in postcard. The daemon sends a [`super::DeviceConfig`], where its launcher did not, then
-//! [`Job`]s; the process sends one [`Report::Opened`] or [`Report::Refused`], then a [`Report::Done`] for each job, in any
-//! order. Neither side believes a length or an id.
+//! [`Job`]s; the process sends one [`Report::Opened`] or [`Report::Refused`], then what
+//! became of each job, in any order. Neither side believes a length or an id.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -41,8 +41,15 @@ pub(super) enum Report {
     Opened { workers: u32 },
     /// The device can't be opened. The process ends.
     Refused(DeviceError),
-    /// What became of a job.
-    Done { id: u64, outcome: Result<Answer, DeviceError> },
+    /// What became of jobs.
+    Done(Vec<Done>),
+}
+
+/// What became of a job.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Done {
+    pub(super) id: u64,
+    pub(super) outcome: Result<Answer, DeviceError>,
 }
 
 /// The answer to a [`Work`] of the same name.
@@ -97,6 +104,10 @@ pub(super) fn receive<T: DeserializeOwned>(pipe: &OwnedFd, buffer: &mut [u8], fl
         Err(error) => Err(malformed(format!("a malformed message: {error}"))),
     }
 }
+
+/// A device that is done with a job in less time is kept in work by several jobs a worker, and says what became of them
+/// together: to wake the daemon and its callers for each takes a part of the time in which it could sign.
+pub(super) const QUICK: Duration = Duration::from_millis(2);
 
 /// Room for any message.
 pub(super) fn buffer() -> Box<[u8]> {

@@ -43,10 +43,10 @@ impl Generation {
 pub(super) struct InFlight {
     pub(super) request: Request,
     pub(super) sent: Instant,
-    /// 1 where a worker was idle when it was sent, else 2.
-    pub(super) round: u32,
-    /// When its process is killed for it.
-    pub(super) limit: Instant,
+    /// 1 where a worker was idle when it was sent, 2 where each had one job, and so on.
+    pub(super) round: usize,
+    /// When its process is killed for it: none before a worker is at it.
+    pub(super) limit: Option<Instant>,
 }
 
 /// A device process and its pipe. Dropping it kills the process, and waits for nothing: one that the kernel holds in a
@@ -97,7 +97,10 @@ impl DeviceProcess {
         if told_already {
             return Ok(process);
         }
-        process.send(config).map_err(|error| DeviceError::Misconfigured(format!("device {}: {error}", config.name)))?;
+        process.send(config).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => DeviceError::Misconfigured(format!("device {}: {error}", config.name)),
+            _ => ended(&error),
+        })?;
         Ok(process)
     }
 

@@ -22,7 +22,7 @@ use super::child::{DeviceProcess, Generation, InFlight, ended, nonsense};
 use super::queue::{Message, Pace, Queue};
 use super::suspects::{Sight, Suspects};
 use super::{Counters, Health, Start, jittered};
-use crate::device::wire::{self, Answer, Job, Report};
+use crate::device::wire::{self, Answer, Done, Job, Report};
 use crate::device::{DeviceConfig, DeviceError, latch};
 
 pub(super) struct Dispatcher {
@@ -145,11 +145,11 @@ impl Dispatcher {
         self.pace.wait(self.queue.ahead_of(uid) + self.in_flight.len(), self.phase.workers())
     }
 
-    /// Sends what the process can use: two jobs a worker, so that none is ever idle, and little is done in vain.
+    /// Sends what the process can use: enough for each worker that none is ever idle, and little is done in vain.
     fn dispatch(&mut self) {
         let Phase::Running(generation) = &mut self.phase else { return };
         let (now, clock) = (Instant::now(), wire::now());
-        while self.in_flight.len() < generation.workers * 2 {
+        while self.in_flight.len() < generation.workers * self.pace.jobs() {
             let Some(mut request) = self.queue.pop() else { break };
             if let Some(refusal) = self.suspects.refusal(&request) {
                 request.answer(Err(refusal));
@@ -161,7 +161,10 @@ impl Dispatcher {
             match generation.process.send(&job) {
                 Ok(()) => {}
                 // It has not yet taken what is in flight: there will be reports, and another look.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.queue.put_back(request),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.queue.put_back(request);
+                    break;
+                }
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     request.answer(Err(DeviceError::Permanent(format!("its locator can't be sent: {error}"))));
                     continue;
@@ -172,10 +175,12 @@ impl Dispatcher {
                 }
             }
             request.sent += 1;
-            let round = if self.in_flight.len() < generation.workers { 1 } else { 2 };
-            let limit = now + self.config.call_limit * round;
-            self.wake = self.wake.min(limit);
-            self.in_flight.insert(self.last_id, InFlight { request, sent: now, round, limit });
+            let round = self.in_flight.len() / generation.workers + 1;
+            self.in_flight.insert(self.last_id, InFlight { request, sent: now, round, limit: None });
+        }
+        // The oldest are what the workers are at.
+        for job in self.in_flight.values_mut().take(generation.workers).filter(|job| job.limit.is_none()) {
+            self.wake = self.wake.min(*job.limit.insert(now + self.config.call_limit));
         }
     }
 
@@ -202,21 +207,20 @@ impl Dispatcher {
                 }
             }
             Report::Refused(error) if generation.workers == 0 => self.lose(error),
-            Report::Done { id, outcome } => match self.in_flight.remove(&id) {
-                Some(job) => self.on_done(job, outcome),
-                None => self.lose(nonsense(&"an answer to nothing")),
-            },
+            Report::Done(done) => done.into_iter().for_each(|done| self.on_done(done)),
             Report::Opened { .. } | Report::Refused(_) => self.lose(nonsense(&"opened twice")),
         }
     }
 
-    fn on_done(&mut self, job: InFlight, outcome: Result<Answer, DeviceError>) {
+    fn on_done(&mut self, Done { id, outcome }: Done) {
+        // What it says after a loss is not believed.
+        let Phase::Running(generation) = &mut self.phase else { return };
+        let Some(job) = self.in_flight.remove(&id) else { return self.lose(nonsense(&"an answer to nothing")) };
         if outcome.is_ok() {
             self.pace.record(job.sent.elapsed(), job.round);
             let service = u64::try_from(self.pace.service().as_nanos()).unwrap_or(u64::MAX);
             self.counters.service_nanos.store(service, Relaxed);
         }
-        let Phase::Running(generation) = &mut self.phase else { return };
         let lost = match outcome.and_then(|answer| job.request.verified(answer)) {
             Ok(answer) => {
                 generation.right = true;
@@ -269,7 +273,7 @@ impl Dispatcher {
             Phase::Latched { look, .. } if *look <= now => self.look_at_latch(),
             Phase::Running(generation) => {
                 let opening = generation.workers == 0 && generation.started + limit <= now;
-                if opening || self.in_flight.values().any(|job| job.limit <= now) {
+                if opening || self.in_flight.values().filter_map(|job| job.limit).any(|limit| limit <= now) {
                     let slow = format!("a call took longer than {limit:?}, so its process was ended");
                     self.lose(DeviceError::Away(slow));
                 }
@@ -280,7 +284,7 @@ impl Dispatcher {
             Phase::Resting { until } => *until,
             Phase::Latched { look, .. } => *look,
             Phase::Running(generation) if generation.workers == 0 => generation.started + limit,
-            Phase::Running(_) => self.in_flight.values().map(|job| job.limit).min().unwrap_or(now + FAR),
+            Phase::Running(_) => self.in_flight.values().filter_map(|job| job.limit).min().unwrap_or(now + FAR),
         };
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::device::DeviceError;
-use crate::device::wire::{Answer, Work};
+use crate::device::wire::{self, Answer, Work};
 use crate::key::{KeyLocator, PublicKey};
 
 /// Whose turn a job waits for.
@@ -256,14 +256,19 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Takes note of a job that took this long and went through the device's workers in this round.
-    pub(super) fn record(&mut self, elapsed: Duration, round: u32) {
-        let service = elapsed / round.max(1);
+    pub(super) fn record(&mut self, elapsed: Duration, round: usize) {
+        let service = elapsed / u32::try_from(round).unwrap_or(u32::MAX).max(1);
         self.service = if self.service.is_zero() { service } else { (self.service * 7 + service) / 8 };
     }
 
     /// The mean time of a job.
     pub(super) const fn service(&self) -> Duration {
         self.service
+    }
+
+    /// How many jobs a worker is given at once.
+    pub(super) fn jobs(&self) -> usize {
+        if self.service < wire::QUICK && !self.service.is_zero() { MANY } else { FEW }
     }
 
     /// How long until a worker has done one more job, after those that are ahead of it. Zero where a worker is idle: a
@@ -275,6 +280,10 @@ impl Pace {
         self.service * u32::try_from(ahead / workers.max(1) + 1).unwrap_or(u32::MAX)
     }
 }
+
+/// Jobs for each worker: one that it is at and one to go on with; or, of a quick device, as many again as are told together.
+const FEW: usize = 2;
+const MANY: usize = 6;
 
 #[cfg(test)]
 mod tests {
@@ -458,6 +467,16 @@ mod tests {
         let mut pace = Pace::default();
         pace.record(MILLISECOND * 20, 2);
         assert_eq!(pace.service(), MILLISECOND * 10);
+    }
+
+    #[test]
+    fn a_quick_device_is_given_more_to_do() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.jobs(), FEW, "nothing is known yet");
+        pace.record(MILLISECOND, 1);
+        assert_eq!(pace.jobs(), MANY);
+        pace.record(MILLISECOND * 100, 1);
+        assert_eq!(pace.jobs(), FEW);
     }
 
     #[test]
