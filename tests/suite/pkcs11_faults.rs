@@ -298,16 +298,23 @@ impl<'a> Served<'a> {
         Self { shim, handle, public_key }
     }
 
-    pub(crate) async fn sign(&self, patience: Duration) -> Result<Signature, DeviceError> {
-        let request = SignRequest {
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    pub(crate) fn request(&self, patience: Duration) -> SignRequest {
+        SignRequest {
             locator: Arc::new(locator()),
             public_key: Arc::clone(&self.public_key),
             algorithm: Algorithm::Rs256,
             digest: digest(),
             deadline: Instant::now() + patience,
             turn: Turn::Of(1000),
-        };
-        self.handle.sign(request).await
+        }
+    }
+
+    pub(crate) async fn sign(&self, patience: Duration) -> Result<Signature, DeviceError> {
+        self.handle.sign(self.request(patience)).await
     }
 
     /// Signs again, without anybody doing anything.
