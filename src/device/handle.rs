@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use self::dispatch::Dispatcher;
 pub use self::queue::Turn;
-use self::queue::{Message, Request};
+use self::queue::{Answered, Message, Request};
 use super::launcher::LauncherProcess;
 use super::wire::{Answer, Work};
 use super::{DeviceConfig, DeviceError};
@@ -137,10 +137,9 @@ impl Handle {
         public_key: Arc<PublicKey>,
         deadline: Instant,
     ) -> Result<(), DeviceError> {
-        // A check is the daemon's own wish.
-        let turn = Turn::Of(nix::unistd::getuid().as_raw());
+        let (turn, work) = (Turn::own(), Work::PublicKey);
         let (answer, answered) = oneshot::channel();
-        let request = Request { locator, public_key, work: Work::PublicKey, deadline, turn, uid: 0, answer, sent: 0 };
+        let request = Request { locator, public_key, work, deadline, turn, uid: 0, answer, sent: 0 };
         self.ask(request, answered).await.map(drop)
     }
 
@@ -181,11 +180,7 @@ impl Handle {
     }
 
     /// Keeps the deadline, whatever becomes of the device and of the task that serves it.
-    async fn ask(
-        &self,
-        request: Request,
-        answered: oneshot::Receiver<Result<Answer, DeviceError>>,
-    ) -> Result<Answer, DeviceError> {
+    async fn ask(&self, request: Request, answered: Answered) -> Result<Answer, DeviceError> {
         let deadline = request.deadline;
         if deadline <= Instant::now() {
             return Err(DeviceError::Late);

@@ -49,8 +49,8 @@ fn serve(told: Option<DeviceConfig>, open: impl Fn(&DeviceConfig) -> Result<Open
     let config = told.map_or_else(|| wire::receive(&pipe, &mut wire::buffer(), MsgFlags::empty()), Ok)?;
     let shared = Arc::new(Shared { pipe, refused: OnceLock::new() });
     if let Err(error) = if config.sandbox { confine(&config) } else { Ok(()) } {
-        let open = format!(r#"its process can't be confined: {error}; sandbox = "off" does without"#);
-        shared.send(&Report::Refused(DeviceError::Misconfigured(open)));
+        let problem = format!(r#"its process can't be confined: {error}; sandbox = "off" does without"#);
+        shared.send(&Report::Refused(DeviceError::Misconfigured(problem)));
         return Ok(());
     }
     log::detach()?;
@@ -145,7 +145,7 @@ impl Jobs {
         }
         let failed = outcome.is_err();
         self.done.push(Done { id: job.id, outcome });
-        if failed || self.done.len() >= TOGETHER || self.begun.elapsed() >= wire::QUICK {
+        if failed || self.done.len() >= wire::TOGETHER || self.begun.elapsed() >= wire::QUICK {
             self.tell();
         }
     }
@@ -242,8 +242,6 @@ fn end() -> ! {
 
 /// What the TSS is made of, and what the C library reads to look up a host.
 const LIBRARIES: [&str; 7] = ["/usr/lib", "/usr/local/lib", "/usr/lib64", "/lib", "/lib64", "/etc", "/proc/self"];
-/// How many outcomes are told together: half of what a worker has to do, so that it is not idle meanwhile.
-const TOGETHER: usize = 3;
 /// How often a passing condition is tried again, and after what pause.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(5);

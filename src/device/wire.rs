@@ -1,8 +1,8 @@
 //! What the daemon and a device process say to each other, and the pipe by which they do.
 //!
-//! Each message is a value in postcard. The daemon sends a [`super::DeviceConfig`], where its launcher did not, then
-//! [`Job`]s; the process sends one [`Report::Opened`] or [`Report::Refused`], then what
-//! became of each job, in any order. Neither side believes a length or an id.
+//! Each message is a value in postcard. The daemon sends a [`super::DeviceConfig`], where its launcher did not, then [`Job`]s; the
+//! process sends one [`Report::Opened`] or [`Report::Refused`], then what became of each job, in any order. Neither side believes
+//! a length or an id.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -105,15 +105,16 @@ pub(super) fn receive<T: DeserializeOwned>(pipe: &OwnedFd, buffer: &mut [u8], fl
     }
 }
 
-/// A device that is done with a job in less time is kept in work by several jobs a worker, and says what became of them
-/// together: to wake the daemon and its callers for each takes a part of the time in which it could sign.
-pub(super) const QUICK: Duration = Duration::from_millis(2);
-
 /// Room for any message.
 pub(super) fn buffer() -> Box<[u8]> {
     vec![0; LONGEST].into_boxed_slice()
 }
 
+/// A device that is done with a job in less time is kept in work by several jobs a worker, and says what became of them
+/// together: to wake the daemon and its callers for each takes a part of the time in which it could sign.
+pub(super) const QUICK: Duration = Duration::from_millis(2);
+/// How many it tells of together at most.
+pub(super) const TOGETHER: usize = 3;
 /// The locator of a key is the longest thing sent: some kilobytes of PEM.
 const LONGEST: usize = 64 * 1024;
 

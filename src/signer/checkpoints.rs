@@ -47,8 +47,7 @@ impl Signer {
         let key = key.ok_or_else(|| DeviceError::Permanent("the account has no active key".to_owned()))?;
         let algorithm = key.algorithm();
         let digest = Digest::of(algorithm.hash(), Checkpoint::text(head).as_bytes());
-        let turn = Turn::Of(nix::unistd::getuid().as_raw());
-        let signature = key.sign(algorithm, digest, Instant::now() + PATIENCE, turn).await?;
+        let signature = key.sign(algorithm, digest, Instant::now() + PATIENCE, Turn::own()).await?;
         Ok(Checkpoint {
             event: CheckpointEvent::Checkpoint,
             time: audit::timestamp(SystemTime::now()),

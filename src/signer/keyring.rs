@@ -254,8 +254,8 @@ impl Key {
     async fn prove(&self, handle: &Handle, deadline: Instant) -> Result<(), DeviceError> {
         let (locator, public_key) = (Arc::clone(&self.locator), Arc::clone(&self.public_key));
         let digest = Digest::of(self.algorithm.hash(), b"signetd: does this key sign?");
-        let turn = Turn::Of(nix::unistd::getuid().as_raw());
-        let request = SignRequest { locator, public_key, algorithm: self.algorithm, digest, deadline, turn };
+        let (algorithm, turn) = (self.algorithm, Turn::own());
+        let request = SignRequest { locator, public_key, algorithm, digest, deadline, turn };
         handle.sign(request).await.map(drop)
     }
 

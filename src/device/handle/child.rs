@@ -13,8 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::queue::Request;
-use super::suspects::Answered;
+use super::queue::{Answered, Request};
 use super::{Launcher, Start};
 use crate::device::launcher::{self, LauncherProcess};
 use crate::device::wire::{self, Report};
@@ -185,11 +184,11 @@ impl Running {
 
 /// Why a process is lost whose pipe fails.
 pub(super) fn ended(error: &io::Error) -> DeviceError {
-    DeviceError::Away(match error.kind() {
-        io::ErrorKind::UnexpectedEof => "its process ended".to_owned(),
-        io::ErrorKind::InvalidData => format!("its process talks nonsense: {error}"),
-        _ => format!("the pipe to its process: {error}"),
-    })
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => DeviceError::Away("its process ended".to_owned()),
+        io::ErrorKind::InvalidData => nonsense(error),
+        _ => DeviceError::Away(format!("the pipe to its process: {error}")),
+    }
 }
 
 /// Why a process is lost that says what it never would.

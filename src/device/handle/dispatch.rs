@@ -351,7 +351,7 @@ impl Dispatcher {
         }
     }
 
-    /// Refuses what waits and what comes, until a process has opened the device.
+    /// Refuses what waits and what comes, until the device is ready again.
     fn down(&mut self, error: DeviceError, pause: Duration) {
         while let Some(request) = self.queue.pop() {
             request.answer(Err(error.clone()));

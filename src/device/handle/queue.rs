@@ -20,6 +20,9 @@ pub enum Turn {
     OfAny(Arc<Mutex<Vec<u32>>>),
 }
 
+/// What becomes of a request, for whoever waits.
+pub(super) type Answered = oneshot::Receiver<Result<Answer, DeviceError>>;
+
 /// What comes to a queue.
 pub(super) enum Message {
     Request(Request),
@@ -42,6 +45,12 @@ pub(super) struct Request {
 }
 
 impl Turn {
+    /// The daemon's own, of what it asks by itself.
+    #[must_use]
+    pub fn own() -> Self {
+        Self::Of(nix::unistd::getuid().as_raw())
+    }
+
     /// One that others may join: whoever's comes first has the job done for all.
     #[must_use]
     pub fn shared(uid: u32) -> Self {
@@ -281,9 +290,10 @@ impl Pace {
     }
 }
 
-/// Jobs for each worker: one that it is at and one to go on with; or, of a quick device, as many again as are told together.
+/// Jobs for each worker: one that it is at and one to go on with; or, of a quick device, twice as many as are told together,
+/// so that it is not idle meanwhile.
 const FEW: usize = 2;
-const MANY: usize = 6;
+const MANY: usize = 2 * wire::TOGETHER;
 
 #[cfg(test)]
 mod tests {
@@ -292,14 +302,12 @@ mod tests {
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
-    type Caller = oneshot::Receiver<Result<Answer, DeviceError>>;
-
     const GREEDY: u32 = 1;
     const MODEST: u32 = 2;
     const OTHER: u32 = 3;
 
     /// A request of a user, told apart by how often it was sent; and its caller, who goes when this is dropped.
-    fn request(uid: u32, number: u32) -> (Request, Caller) {
+    fn request(uid: u32, number: u32) -> (Request, Answered) {
         let pair = aws_lc_rs::signature::EcdsaKeyPair::generate(&aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING);
         let point = aws_lc_rs::signature::KeyPair::public_key(pair.as_ref().unwrap());
         let spki = aws_lc_rs::encoding::AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(point).unwrap();
@@ -318,7 +326,7 @@ mod tests {
     }
 
     /// A queue in which these users wait, each of their requests numbered from 0 in the order of this list.
-    fn queue(limit: usize, users: &[u32]) -> (Queue, Vec<Caller>) {
+    fn queue(limit: usize, users: &[u32]) -> (Queue, Vec<Answered>) {
         let mut queue = Queue::new(limit);
         let callers = users.iter().enumerate().map(|(place, uid)| {
             let number = users[..place].iter().filter(|before| *before == uid).count();

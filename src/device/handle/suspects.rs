@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::queue::{Request, Turn};
+use super::queue::{Answered, Request, Turn};
 use crate::device::DeviceError;
-use crate::device::wire::{Answer, Work};
+use crate::device::wire::Work;
 use crate::key::{Algorithm, Digest, KeyLocator, PublicKey};
 
 /// Keys with the algorithms that they signed with, and those over which the device failed.
@@ -23,7 +23,6 @@ pub(super) struct Suspects {
 }
 
 type Pair = (Arc<KeyLocator>, Algorithm);
-pub(super) type Answered = oneshot::Receiver<Result<Answer, DeviceError>>;
 
 impl Suspects {
     /// The device has done it: whatever happens over it later is no fault of the request.
