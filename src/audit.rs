@@ -1,15 +1,14 @@
 //! The audit log's format: JSON lines, each with the hash of the line before it, and what verifies such a chain.
 //!
-//! `signer` writes it, `signetctl audit verify` reads it. A line that was changed, removed or moved breaks the chain;
+//! `signer` writes it, `signetctl audit` reads it. A line that was changed, removed or moved breaks the chain;
 //! lines cut off the end leave no trace in the file, but the daemon notes the last hash beside it (`audit.log.head`).
 
 use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::key::{Algorithm, KeyId, hexadecimal};
+use crate::key::{Algorithm, KeyId, sha256};
 
 /// When the audit log is synced to disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -103,7 +102,7 @@ impl Head {
     /// Says why it is no line of an audit log.
     pub fn of_line(line: &[u8]) -> Result<Self, String> {
         let link: Link = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-        Ok(Self { hash: hexadecimal(digest(&SHA256, line).as_ref()), seq: link.seq })
+        Ok(Self { hash: sha256(line), seq: link.seq })
     }
 
     /// Appends a record to `lines`, and moves on to it.
@@ -114,7 +113,7 @@ impl Head {
         let (before, seq) = (lines.len(), self.seq + 1);
         let line = Line { prev: &self.hash, seq, record };
         serde_json::to_writer(&mut *lines, &line).inspect_err(|_error| lines.truncate(before))?;
-        self.hash = hexadecimal(digest(&SHA256, lines.get(before..).unwrap_or_default()).as_ref());
+        self.hash = sha256(lines.get(before..).unwrap_or_default());
         self.seq = seq;
         lines.push(b'\n');
         Ok(())
@@ -225,7 +224,7 @@ pub fn verify(mut log: impl BufRead, before: Option<Head>) -> Result<Verified, B
             return Err(broken(&format!("number {} stands after number {}", link.seq, head.seq)));
         }
         first.get_or_insert(head);
-        expected = Some(Head { hash: hexadecimal(digest(&SHA256, text).as_ref()), seq: link.seq });
+        expected = Some(Head { hash: sha256(text), seq: link.seq });
         line.clear();
     }
     let last = expected.unwrap_or_else(Head::start);

@@ -25,7 +25,7 @@ use crate::access::{Account, AccountEmail, Operation, Policy, Rule};
 pub use crate::audit::{Fsync, Rotation};
 use crate::device::{DeviceConfig, DeviceKind};
 use crate::file::StateDir;
-use crate::key::{Digest, Hash, KeyId, hexadecimal};
+use crate::key::{KeyId, sha256};
 use crate::trust::{self, Untrusted};
 use credentials::Folders;
 pub use exchange::Exchange;
@@ -126,7 +126,7 @@ impl Config {
             metadata: http::metadata(source, written.metadata)?,
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
-            sha256: hexadecimal(Digest::of(Hash::Sha256, text.as_bytes()).as_bytes()),
+            sha256: sha256(text.as_bytes()),
             state_dir,
             path,
         };

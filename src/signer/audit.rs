@@ -14,14 +14,13 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use serde::Serialize;
 
 use super::metrics::Requests;
 use super::{Call, SignError};
 use crate::access::{Denied, Permit, Request};
 use crate::audit::{Checkpoint, Fsync, Head, Rotation};
-use crate::key::{Digest, Hash, KeyId, hexadecimal};
+use crate::key::{Digest, Hash, KeyId, hexadecimal, sha256};
 use journal::Journal;
 pub use log::OpenError;
 use writer::Writer;
@@ -280,10 +279,6 @@ fn unwritable() -> SignError {
 /// A text of the caller's as it may stand in a log: short, and without a control character.
 fn escaped(text: &str) -> String {
     text.chars().take(254).flat_map(char::escape_debug).collect()
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hexadecimal(digest(&SHA256, bytes).as_ref())
 }
 
 fn micros(duration: Duration) -> u64 {

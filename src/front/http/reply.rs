@@ -1,12 +1,11 @@
 //! Answers.
 
-use aws_lc_rs::digest::{SHA256, digest};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
-use crate::key::hexadecimal;
+use crate::key::sha256;
 use crate::signer::SignError;
 
 pub(super) type Reply = Response<Full<Bytes>>;
@@ -35,8 +34,7 @@ pub(super) fn secret(mut reply: Reply) -> Reply {
 
 /// An answer that a caller who has it already knows again.
 pub(super) fn tagged(content_type: &'static str, body: String) -> Reply {
-    let hash = hexadecimal(digest(&SHA256, body.as_bytes()).as_ref());
-    let tag: String = hash.chars().take(16).collect();
+    let tag: String = sha256(body.as_bytes()).chars().take(16).collect();
     let mut reply = of(StatusCode::OK, content_type, body);
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         reply.headers_mut().insert(ETAG, tag);
