@@ -148,19 +148,6 @@ const CKR_VENDOR_DEFINED: u64 = 0x8000_0000;
 mod tests {
     use super::*;
 
-    fn class(error: &DeviceError) -> &'static str {
-        match error {
-            DeviceError::Transient(_) => "transient",
-            DeviceError::Away(_) => "away",
-            DeviceError::PinRefused(_) => "pin refused",
-            DeviceError::Permanent(_) => "permanent",
-            DeviceError::Integrity(_) => "integrity",
-            DeviceError::Unsupported(_) => "unsupported",
-            DeviceError::Misconfigured(_) => "misconfigured",
-            DeviceError::Overloaded { .. } | DeviceError::Late => "never",
-        }
-    }
-
     /// Every row as it was observed or as the specification has it, written down apart from the table.
     #[test]
     fn every_tpm_code_means_what_it_should() {
@@ -168,15 +155,19 @@ mod tests {
             ("transient", &[0x922, 0x908, 0x128, 0x902, 0x903, 0x904, 0x905, 0x906, 0x909, 0x90a, 0x920, 0x923]),
             ("away", &[0xa_000a, 0x7_0007, 0x7_0018, 0xa_0001, 0x8_0011, 0x9_0006, 0xb_0005, 0x100, 0x101]),
             ("away", &[0x910, 0x911, 0x912, 0x918, 0x919, 0x91a, 0x98f, 0x9a3, 0xc_0910, 0x1ff_0000, 0x155]),
-            ("pin refused", &[0x98e, 0x9a2, 0xa8e, 0xaa2, 0x921, 0xc_09a2]),
+            ("pin-refused", &[0x98e, 0x9a2, 0xa8e, 0xaa2, 0x921, 0xc_09a2]),
             ("permanent", &[0x1df, 0x2df, 0x99d, 0x18b, 0x28b, 0x1e5, 0x12f, 0x1c4, 0x2d5]),
             ("integrity", &[0x7_001b]),
             ("unsupported", &[0x143, 0xb_0143, 0x2c3, 0x2d2, 0x2c7, 0x2c1, 0x2e6]),
         ];
         for (expected, codes) in rows {
             for code in *codes {
-                assert_eq!(class(&tpm(*code, "Sign")), *expected, "{code:#x}");
+                assert_eq!(tpm(*code, "Sign").class(), *expected, "{code:#x}");
             }
+        }
+        let seen = rows.iter().flat_map(|(_, codes)| codes.iter().map(|code| u64::from(base(*code))));
+        for (code, ..) in TPM.iter().chain(LAYERS) {
+            assert!(seen.clone().any(|seen| seen == *code), "{code:#x} is not looked at");
         }
     }
 
@@ -186,15 +177,18 @@ mod tests {
             ("transient", &[0x1, 0x50]),
             ("away", &[0x1b6, 0x5, 0x30, 0x31, 0x32, 0x82, 0x90, 0xb0, 0xb3, 0xe0, 0xe1, 0x101, 0x190]),
             ("away", &[0x2, 0x3, 0x6, 0x60, 0x91, 0xb1, 0x8000_0000, 0x8000_0102, 0xffff_ffff_ffff_ffff, 0x999]),
-            ("pin refused", &[0xa0, 0xa1, 0xa2, 0xa3, 0xa4]),
+            ("pin-refused", &[0xa0, 0xa1, 0xa2, 0xa3, 0xa4]),
             ("permanent", &[0x68]),
             ("unsupported", &[0x7, 0x20, 0x21, 0x54, 0x62, 0x63, 0x70, 0x71]),
             ("misconfigured", &[0xe2, 0x102, 0x103, 0x104]),
         ];
         for (expected, codes) in rows {
             for code in *codes {
-                assert_eq!(class(&pkcs11(*code, "C_Sign")), *expected, "{code:#x}");
+                assert_eq!(pkcs11(*code, "C_Sign").class(), *expected, "{code:#x}");
             }
+        }
+        for (code, ..) in PKCS11 {
+            assert!(rows.iter().any(|(_, codes)| codes.contains(code)), "{code:#x} is not looked at");
         }
     }
 
@@ -204,9 +198,9 @@ mod tests {
         for number in 0..16 {
             for kind in [0, 0x40] {
                 let at_fault = |base: u32| base | kind | number << 8;
-                assert_eq!(class(&tpm(at_fault(0x8e), "Sign")), "pin refused");
-                assert_eq!(class(&tpm(at_fault(0xa2), "Sign")), "pin refused");
-                assert_eq!(class(&tpm(at_fault(0x9f), "Load")), "permanent");
+                assert_eq!(tpm(at_fault(0x8e), "Sign").class(), "pin-refused");
+                assert_eq!(tpm(at_fault(0xa2), "Sign").class(), "pin-refused");
+                assert_eq!(tpm(at_fault(0x9f), "Load").class(), "permanent");
             }
         }
     }

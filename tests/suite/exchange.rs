@@ -18,6 +18,7 @@ use tonic::{Code, Request, Status};
 use tonic_health::ServingStatus;
 use tonic_types::StatusExt as _;
 
+use crate::support::PATIENCE;
 use crate::support::daemon::{ACCOUNT, TestDaemon};
 use crate::support::languages::{self, root};
 use crate::support::softhsm::SoftHsm;
@@ -269,4 +270,3 @@ async fn the_token_uri_of_an_imported_file_is_never_followed() {
 }
 
 const CA: &str = "ca_file = \"ca.pem\"\n";
-const PATIENCE: Duration = Duration::from_secs(20);

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::support::modules::Shim;
 use crate::support::softhsm::{LABEL, SoftHsm};
-use crate::support::write_private;
+use crate::support::{PATIENCE, write_private};
 
 #[test]
 fn the_final_pin_try_is_left_to_the_operator() {
@@ -327,9 +327,6 @@ impl<'a> Served<'a> {
         }
     }
 }
-
-/// Longer than anything here takes on a slow machine: a test that waits so long has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn generate(config: &DeviceConfig) -> PublicKey {
     let key = NewKey { label: "key".to_owned(), algorithm: Algorithm::Rs256, bits: 2048 };
