@@ -174,10 +174,10 @@ fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result
     let mut last = VecDeque::new();
     for file in files.iter().rev() {
         let mut of_file = VecDeque::new();
-        for line in BufReader::new(File::open(file).map_err(unreadable(file))?).lines() {
+        for line in BufReader::new(File::open(file).map_err(unreadable(file))?).split(b'\n') {
             let line = line.map_err(unreadable(file))?;
             // What is no record is for verify to tell.
-            of_file.extend(serde_json::from_str(&line).ok().filter(wanted));
+            of_file.extend(serde_json::from_slice(&line).ok().filter(wanted));
             if of_file.len() + last.len() > most {
                 of_file.pop_front();
             }

@@ -323,6 +323,10 @@ async fn nothing_is_signed_while_the_log_cannot_be_written_and_everything_after(
     assert!(unanswered.contains(r#"unanswered  {"record":2}"#) && last.contains("OK"), "{told}");
     let failed = daemon.signetctl(&["audit", "tail", "--failed"]);
     assert!(failed.contains("unanswered") && !failed.contains("OK"), "{failed}");
+    // What somebody else wrote there is passed over, be it no text.
+    let copy = daemon.folder().join("copy");
+    fs::write(&copy, [&fs::read(daemon.audit_file()).unwrap(), &b"\xff\n"[..]].concat()).unwrap();
+    assert_eq!(daemon.signetctl(&["audit", "tail", "-n", "3", copy.to_str().unwrap()]), told);
 }
 
 #[test]
