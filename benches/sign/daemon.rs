@@ -162,4 +162,4 @@ pub(crate) fn token(service: usize, lifetime: Option<Duration>) -> MintJwtAccess
 }
 
 const SHORT: Duration = Duration::from_secs(600);
-const MOST_CLIENTS: usize = 32;
+pub(crate) const MOST_CLIENTS: usize = 32;

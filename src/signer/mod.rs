@@ -122,8 +122,9 @@ impl Signer {
         record.finish(signed).await
     }
 
-    /// Makes a JWT and signs it, and where the account has a token endpoint, gives it there for an access or an ID token. A minted one may be cached: it has the lifetime that was asked for, but is not always
-    /// new. While a device works it has 300 s left at least, or all of its lifetime where that is under half an hour.
+    /// Makes a JWT and signs it, and where the account has a token endpoint, gives it there for an access or an ID token. A
+    /// minted one may be cached: it has the lifetime that was asked for, but is not always new. While a device works it has 300 s
+    /// left at least, or all of its lifetime where that is under half an hour.
     ///
     /// # Errors
     /// [`SignError`].

@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 
 use super::{Layer, Meter, PAUSE};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, MOST_CLIENTS};
 use crate::figure::Figure;
 use crate::slice::{Asker, Load, Part, Processor, Slice};
 use crate::stand::{Running, Stand, free_port};
@@ -191,5 +191,4 @@ pub(crate) const SUBCOMMAND: &str = "nothing";
 pub(super) const TOKEN: &str = "metadata token, cached";
 const NEW_CONNECTION: &str = "metadata token, cached, on a new connection";
 const NOTHING: &str = "HTTP that does nothing";
-const MOST_CLIENTS: usize = 32;
 const LOOKED_UP: usize = 256;
