@@ -74,7 +74,7 @@ async fn a_hung_call_costs_its_process_and_the_request_is_served_by_the_next() {
     let fake = Fake::new();
     fake.once("sign", "hang");
     let mut config = fake.config();
-    config.call_limit = Duration::from_millis(500);
+    config.call_limit = Duration::from_secs(2);
     let handle = Handle::start(config, launcher());
     ready(&handle).await;
     let hung = fake.pid();
@@ -448,7 +448,7 @@ async fn an_algorithm_that_the_device_fails_over_costs_one_process_and_nobody_el
     for act in ["away", "wrong", "exit", "hang"] {
         let fake = Fake::new();
         let mut config = fake.config_with_workers(2);
-        config.call_limit = Duration::from_millis(500);
+        config.call_limit = Duration::from_secs(2);
         let handle = Handle::start(config, launcher());
         ready(&handle).await;
         handle.sign(fake.request(b"", PATIENCE)).await.unwrap();

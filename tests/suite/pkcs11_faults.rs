@@ -291,7 +291,8 @@ impl<'a> Served<'a> {
         for (name, value) in shim.environment() {
             environment.insert(name.to_owned(), value.to_str().unwrap().to_owned());
         }
-        let config = DeviceConfig { call_limit: Duration::from_millis(500), ..token.config_with(pkcs11) };
+        // Its process has to open within it, too, on a machine that is busy.
+        let config = DeviceConfig { call_limit: Duration::from_secs(2), ..token.config_with(pkcs11) };
         let program = env!("CARGO_BIN_EXE_signetd").into();
         let handle = Handle::start(config, Launcher { program, arguments: vec!["device-process".into()] });
         let public_key = Arc::new(PublicKey::from_spki(&fs::read(token.directory.join("spki")).unwrap()).unwrap());
