@@ -11,7 +11,8 @@ use signet::key::Algorithm;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
 
-use crate::pkcs11_faults::{PATIENCE, Served, generate, record};
+use crate::pkcs11_faults::{Served, generate, record};
+use crate::support::PATIENCE;
 use crate::support::daemon::TestDaemon;
 use crate::support::modules::Shim;
 use crate::support::softhsm::SoftHsm;
