@@ -116,20 +116,35 @@ struct Jobs {
     /// What became of the last jobs, and is yet to be told, with when the first of them was begun.
     done: Vec<Done>,
     begun: Instant,
+    last: Option<Job>,
 }
 
 impl Jobs {
     fn of(shared: &Arc<Shared>) -> io::Result<Self> {
         let turn = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         turn.add(&shared.pipe, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE, 0))?;
-        Ok(Self { shared: Arc::clone(shared), turn, buffer: wire::buffer(), done: Vec::new(), begun: Instant::now() })
+        Ok(Self {
+            shared: Arc::clone(shared),
+            turn,
+            buffer: wire::buffer(),
+            done: Vec::new(),
+            begun: Instant::now(),
+            last: None,
+        })
     }
 
     fn next(&mut self) -> io::Result<Job> {
         loop {
             match wire::receive(&self.shared.pipe, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.tell(),
-                received => return received,
+                Ok(job) => {
+                    // How long another key or algorithm takes is not known.
+                    if !self.last.as_ref().is_some_and(|last| last.is_like(&job)) {
+                        self.tell();
+                    }
+                    return Ok(job);
+                }
+                error => return error,
             }
             match self.turn.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
@@ -138,13 +153,14 @@ impl Jobs {
         }
     }
 
-    /// Says what became of a job: at once, or with the next where one waits and both are quick.
-    fn done(&mut self, job: &Job, begun: Instant, outcome: Result<Answer, DeviceError>) {
+    /// Says what became of a job: at once, or with the next where one waits that is like it and both are quick.
+    fn done(&mut self, job: Job, begun: Instant, outcome: Result<Answer, DeviceError>) {
         if self.done.is_empty() {
             self.begun = begun;
         }
         let failed = outcome.is_err();
         self.done.push(Done { id: job.id, outcome });
+        self.last = Some(job);
         if failed || self.done.len() >= wire::TOGETHER || self.begun.elapsed() >= wire::QUICK {
             self.tell();
         }
@@ -174,7 +190,7 @@ impl Shared {
                 Ok(job) => {
                     let begun = Instant::now();
                     let outcome = self.perform(device, &job);
-                    jobs.done(&job, begun, outcome);
+                    jobs.done(job, begun, outcome);
                 }
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => end(),
                 Err(error) => {
@@ -278,6 +294,36 @@ mod tests {
         let work = Work::Sign { algorithm: Algorithm::Rs256, digest: Digest::Sha256([0; 32]) };
         let job = Job { id: 1, deadline: wire::now() + patience, locator: KeyLocator::Handle(1), work };
         shared.perform(device, &job).map(drop)
+    }
+
+    #[test]
+    fn quick_answers_are_told_together_but_never_wait_for_other_work() {
+        let (daemon, pipe) = wire::pipe().unwrap();
+        let shared = Arc::new(Shared { pipe, refused: OnceLock::new() });
+        let mut jobs = Jobs::of(&shared).unwrap();
+        let mut buffer = wire::buffer();
+        let mut told = || match wire::receive(&daemon, &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(Report::Done(done)) => done.iter().map(|done| done.id).collect::<Vec<_>>(),
+            _ => Vec::new(),
+        };
+        // The third is by another algorithm, and behind the fourth there is none.
+        for (id, algorithm) in
+            [(1, Algorithm::Rs256), (2, Algorithm::Rs256), (3, Algorithm::Ps256), (4, Algorithm::Ps256)]
+        {
+            let work = Work::Sign { algorithm, digest: Digest::Sha256([0; 32]) };
+            let job = Job { id, deadline: wire::now(), locator: KeyLocator::Handle(1), work };
+            wire::send(&daemon, &job, MsgFlags::empty()).unwrap();
+        }
+        let mut seen = Vec::new();
+        for _ in 1..=4 {
+            let job = jobs.next().unwrap();
+            seen.push(told());
+            // None of them takes any time.
+            jobs.done(job, Instant::now() + Duration::from_secs(60), Ok(Answer::PublicKey(Vec::new())));
+        }
+        assert_eq!(seen, [vec![], vec![], vec![1, 2], vec![]]);
+        drop(daemon);
+        assert!(jobs.next().is_err());
     }
 
     #[test]

@@ -27,6 +27,17 @@ pub(super) struct Job<Locator = KeyLocator> {
     pub(super) work: Work,
 }
 
+impl Job {
+    /// Whether it is the same work with the same key, so that it takes as long.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let same_work = match (self.work, other.work) {
+            (Work::Sign { algorithm: one, .. }, Work::Sign { algorithm: other, .. }) => one == other,
+            (one, other) => matches!((one, other), (Work::PublicKey, Work::PublicKey)),
+        };
+        same_work && self.locator == other.locator
+    }
+}
+
 /// What to do with the key.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(super) enum Work {

@@ -5,7 +5,7 @@ mod callers;
 mod faults;
 mod report;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -345,6 +345,7 @@ fn unaudited(stage: &Stage<'_>, answers: &Answers) -> u64 {
     files.reverse();
     stage.daemon.signetctl(&["audit", "verify", "--from-start"]);
     let (mut recorded, mut digests) = (BTreeMap::<String, u64>::new(), HashSet::new());
+    let mut rpcs = HashMap::new();
     for file in &files {
         for line in fs::read_to_string(file).unwrap().lines() {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -355,6 +356,13 @@ fn unaudited(stage: &Stage<'_>, answers: &Answers) -> u64 {
                 digests.insert(digest.to_owned());
             }
             *recorded.entry(format!("{rpc} {outcome}")).or_default() += 1;
+            rpcs.insert(line["seq"].as_u64(), rpc);
+            // Who waited for that record gave up before it was on disk.
+            if line["event"] == "unanswered"
+                && let Some(rpc) = rpcs.get(&line["record"].as_u64())
+            {
+                *recorded.entry(format!("{rpc} DEADLINE_EXCEEDED")).or_default() += 1;
+            }
             for refused in line["refused"].as_array().into_iter().flatten() {
                 let [rpc, outcome] = ["rpc", "outcome"].map(|member| refused[member].as_str().unwrap_or_default());
                 *recorded.entry(format!("{rpc} {outcome}")).or_default() += refused["count"].as_u64().unwrap();
@@ -381,7 +389,11 @@ fn unaudited(stage: &Stage<'_>, answers: &Answers) -> u64 {
         }
     }
     for (kind, count) in answered {
-        missing += count.saturating_sub(recorded.get(&kind).copied().unwrap_or_default());
+        let without = count.saturating_sub(recorded.get(&kind).copied().unwrap_or_default());
+        if without > 0 {
+            eprintln!("{without} without a record: {kind}");
+        }
+        missing += without;
     }
     missing
 }
