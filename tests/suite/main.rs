@@ -21,6 +21,7 @@ mod clients;
 mod config;
 mod contract;
 mod cost;
+mod crowd;
 mod daemon;
 mod examples;
 mod exchange;

@@ -299,23 +299,16 @@ impl<'a> Served<'a> {
         Self { shim, handle, public_key }
     }
 
-    pub(crate) fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    pub(crate) fn request(&self, patience: Duration) -> SignRequest {
-        SignRequest {
+    pub(crate) async fn sign(&self, patience: Duration) -> Result<Signature, DeviceError> {
+        let request = SignRequest {
             locator: Arc::new(locator()),
             public_key: Arc::clone(&self.public_key),
             algorithm: Algorithm::Rs256,
             digest: digest(),
             deadline: Instant::now() + patience,
             turn: Turn::Of(1000),
-        }
-    }
-
-    pub(crate) async fn sign(&self, patience: Duration) -> Result<Signature, DeviceError> {
-        self.handle.sign(self.request(patience)).await
+        };
+        self.handle.sign(request).await
     }
 
     /// Signs again, without anybody doing anything.

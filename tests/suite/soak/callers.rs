@@ -2,11 +2,12 @@
 //! answer against what was asked, the deadline and the published keys.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::fs::{self, File, Permissions};
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -17,6 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use signet::key::{Algorithm, Digest, Hash, PublicKey, Signature};
 use signet::proto::signer_client::SignerClient;
@@ -26,6 +28,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::Random;
+use crate::support::daemon::TestDaemon;
 
 /// What a process of callers is told.
 #[derive(Deserialize, Serialize)]
@@ -55,36 +58,72 @@ pub(super) struct Answers {
     pub(super) lag_ms: u64,
 }
 
-/// Starts this very test binary as a user's callers. Without root there is only one user.
-pub(super) fn start(uid: Option<u32>, program: &std::path::Path, orders: &Orders) -> Child {
-    let arguments = ["--exact", "soak::callers::the_callers_side", "--ignored", "--nocapture", "--test-threads=1"];
-    let mut command = match uid {
-        Some(uid) => {
-            let mut command = Command::new("setpriv");
-            command.args([&format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups"]).arg(program);
-            command
-        }
-        None => Command::new(program),
-    };
-    command.args(arguments).env(ORDERS, serde_json::to_string(orders).unwrap()).current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+/// A process of a user's callers: this very test binary, which does one part of it.
+pub(crate) struct Callers {
+    child: Child,
+    said: Lines<BufReader<ChildStdout>>,
 }
 
-/// What the process told.
-pub(super) fn answers(child: Child) -> Answers {
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    let told = said.lines().find_map(|line| line.split_once(TOLD)).unwrap_or_else(|| panic!("callers: {said}"));
-    serde_json::from_str(told.1).unwrap()
+impl Callers {
+    /// Starts those of a user. Without root there is only one user.
+    pub(crate) fn start(uid: u32, program: &Path, part: &str, orders: &impl Serialize) -> Self {
+        let mut command = Command::new(program);
+        if nix::unistd::geteuid().is_root() {
+            command = Command::new("setpriv");
+            command.args([&format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups"]).arg(program);
+        }
+        command.args(["--exact", part, "--ignored", "--nocapture", "--test-threads=1"]);
+        command.env(ORDERS, serde_json::to_string(orders).unwrap()).current_dir("/");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, said }
+    }
+
+    /// What the process tells next.
+    pub(crate) fn told<T: DeserializeOwned>(&mut self) -> T {
+        let told = self.said.find_map(|line| Some(line.unwrap().split_once(TOLD)?.1.to_owned()));
+        serde_json::from_str(&told.expect("the callers ended")).unwrap()
+    }
+
+    /// Closes the process's standard input, by which it may know that it is to end.
+    pub(crate) fn dismiss(&mut self) {
+        self.child.stdin = None;
+    }
+}
+
+impl Drop for Callers {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// This test binary where other users can run it, who may not be able to read the folder of the build.
+pub(crate) fn program(daemon: &TestDaemon) -> PathBuf {
+    let program = daemon.folder().join("callers");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+/// What a process of callers was told; none where this is no such process.
+pub(crate) fn orders<T: DeserializeOwned>() -> Option<T> {
+    let orders = std::env::var(ORDERS).ok()?;
+    // A test that was ended leaves nobody behind.
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
+    Some(serde_json::from_str(&orders).unwrap())
+}
+
+/// Tells whoever started this process of callers.
+#[allow(clippy::print_stdout, reason = "that is how")]
+pub(crate) fn tell(what: &impl Serialize) {
+    println!("{TOLD}{}", serde_json::to_string(what).unwrap());
 }
 
 #[tokio::test]
 #[ignore = "it is what a soak starts as other users"]
 async fn the_callers_side() {
-    let Ok(orders) = std::env::var(ORDERS) else { return };
-    // A soak that was ended leaves nobody behind.
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
-    let orders: Arc<Orders> = Arc::new(serde_json::from_str(&orders).unwrap());
+    let Some(orders) = orders::<Orders>().map(Arc::new) else { return };
     let shared = Arc::new(Shared {
         keys: orders.keys.iter().map(|(kid, spki)| (kid.clone(), PublicKey::from_spki(spki).unwrap())).collect(),
         answers: Mutex::default(),
@@ -105,7 +144,7 @@ async fn the_callers_side() {
         client.await.unwrap();
     }
     let answers = std::mem::take(&mut *shared.answers.lock().unwrap());
-    println!("{TOLD}{}", serde_json::to_string(&answers).unwrap());
+    tell(&answers);
 }
 
 struct Shared {
@@ -167,12 +206,7 @@ impl Client {
 
     async fn connected(&mut self) -> Option<SignerClient<Direct>> {
         if self.channel.is_none() {
-            let socket = tokio::net::UnixStream::connect(&self.orders.socket).await.ok()?;
-            let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
-            let (send, connection) = handshake.await.ok()?;
-            tokio::spawn(connection);
-            let origin = http::Uri::from_static("http://signet");
-            self.channel = Some(SignerClient::with_origin(Direct(send), origin));
+            self.channel = connect(&self.orders.socket).await;
         }
         self.channel.clone()
     }
@@ -287,8 +321,17 @@ fn refused<T>(answer: Result<Response<T>, Status>, reason: &str) -> Result<Resul
     }
 }
 
+/// A connection to the daemon.
+pub(crate) async fn connect(socket: &Path) -> Option<SignerClient<Direct>> {
+    let socket = tokio::net::UnixStream::connect(socket).await.ok()?;
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
+    let (send, connection) = handshake.await.ok()?;
+    tokio::spawn(connection);
+    Some(SignerClient::with_origin(Direct(send), http::Uri::from_static("http://signet")))
+}
+
 /// A request with its deadline. The client keeps none itself: how late an answer is, is what is measured.
-fn timed<T>(message: T, patience: Duration) -> Request<T> {
+pub(crate) fn timed<T>(message: T, patience: Duration) -> Request<T> {
     let mut request = Request::new(message);
     let timeout = format!("{}m", patience.as_millis());
     request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
@@ -315,7 +358,7 @@ fn verify_jwt(shared: &Shared, jwt: &str, member: &str) -> Result<(), String> {
 
 /// A connection without anything of its own between: tonic's would end a request when its deadline is over.
 #[derive(Clone)]
-struct Direct(SendRequest<tonic::body::Body>);
+pub(crate) struct Direct(SendRequest<tonic::body::Body>);
 
 impl Service<http::Request<tonic::body::Body>> for Direct {
     type Response = http::Response<hyper::body::Incoming>;
@@ -345,5 +388,5 @@ const CLIENTS: u64 = 4;
 /// An answer that is so much later than its deadline came too late.
 const HUNG: Duration = Duration::from_millis(100);
 const GIVEN_UP: Duration = Duration::from_secs(5);
-const ORDERS: &str = "SIGNET_SOAK_CALLERS";
+const ORDERS: &str = "SIGNET_CALLERS";
 const TOLD: &str = "told: ";

@@ -1,7 +1,7 @@
 //! A soak: users who ask without end, and faults at random times from a seed. No answer may be wrong, none later than its
 //! deadline, none without its line in the audit log, and service has to come back by itself. `scripts/soak` runs it.
 
-mod callers;
+pub(crate) mod callers;
 mod faults;
 mod report;
 
@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use signet::keyring::Keyring;
@@ -18,7 +17,7 @@ use tokio::task::JoinSet;
 use tonic::Request;
 use tonic_health::ServingStatus;
 
-use self::callers::{Answers, Orders};
+use self::callers::{Answers, Callers, Orders};
 use self::faults::{Fault, Held, Stage};
 use self::report::{Report, Timeline, Times};
 use crate::support::daemon::{ACCOUNT, TestDaemon, payload};
@@ -102,7 +101,7 @@ async fn run(device: Device, seconds: u64, seed: u64) -> Option<Report> {
     let mut course = Course { random: Random(seed), began: Instant::now(), seconds, ..Course::default() };
     course.run(&mut stage, device).await;
     fs::remove_file(stage.go_on()).unwrap();
-    let answers: Vec<_> = callers.into_iter().map(callers::answers).collect();
+    let answers: Vec<_> = callers.into_iter().map(|mut callers| callers.told()).collect();
     assert!(stage.daemon.stop().success(), "{}", tail(&stage.daemon));
     Some(course.report(device, seed, answers, &stage))
 }
@@ -155,7 +154,7 @@ impl<'a> Stage<'a> {
         self.daemon.folder().join(format!("signed/{user}"))
     }
 
-    fn callers(&self, seed: u64) -> Vec<Child> {
+    fn callers(&self, seed: u64) -> Vec<Callers> {
         let keyring = Keyring::load(&self.daemon.state()).unwrap();
         let keys: BTreeMap<_, _> =
             keyring.keys.iter().map(|key| (key.kid.to_string(), key.public_key.spki().to_vec())).collect();
@@ -163,23 +162,14 @@ impl<'a> Stage<'a> {
         let signed = self.daemon.folder().join("signed");
         fs::create_dir(&signed).unwrap();
         fs::set_permissions(&signed, fs::Permissions::from_mode(0o777)).unwrap();
-        // Other users may not be able to read the folder of the build.
-        let program = self.daemon.folder().join("callers");
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let program = callers::program(&self.daemon);
         let start = |(number, uid): (usize, u32)| {
             let seed = seed.wrapping_add(number as u64 * 1000);
             let (socket, go_on, signed) = (self.daemon.socket(), self.go_on(), self.signed(number));
             let orders = Orders { socket, keys: keys.clone(), seed, go_on, signed };
-            callers::start(nix::unistd::geteuid().is_root().then_some(uid), &program, &orders)
+            Callers::start(uid, &program, "soak::callers::the_callers_side", &orders)
         };
         USERS.into_iter().enumerate().map(start).collect()
-    }
-
-    fn memory_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.daemon.pid())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-        line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or_default()
     }
 }
 
@@ -249,8 +239,8 @@ impl Course {
         if fault.ends_the_daemon() {
             self.memory.clear();
         }
-        self.memory.push(stage.memory_kib());
-        self.timeline.memory.push((self.began.elapsed().as_secs(), stage.memory_kib()));
+        self.memory.push(stage.daemon.memory_kib());
+        self.timeline.memory.push((self.began.elapsed().as_secs(), stage.daemon.memory_kib()));
     }
 
     async fn pause(&mut self, least: u64, most: u64) {
@@ -405,6 +395,6 @@ fn tail(daemon: &TestDaemon) -> String {
 }
 
 /// Nobody's on any machine.
-const USERS: [u32; 4] = [60_001, 60_002, 60_003, 60_004];
+pub(crate) const USERS: [u32; 4] = [60_001, 60_002, 60_003, 60_004];
 /// What has not come back by then does not.
 const GIVEN_UP: Duration = Duration::from_secs(30);

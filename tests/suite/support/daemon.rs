@@ -222,6 +222,13 @@ impl TestDaemon {
         self.process.as_ref().unwrap().child.id()
     }
 
+    /// How much memory it has, without its device processes.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or_default()
+    }
+
     /// The device processes that run, by pid.
     pub(crate) fn device_processes(&self) -> Vec<i32> {
         let children = |pid: &str| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();

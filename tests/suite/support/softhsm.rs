@@ -109,7 +109,7 @@ impl SoftHsm {
         let (_, test) = closure.split_once("::").unwrap();
         let (test, _) = test.split_once("::{{closure}}").unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env("SOFTHSM2_CONF", self.configuration())
             .env(DIRECTORY, &self.directory)
             .env(PART, here)
