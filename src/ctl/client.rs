@@ -1,10 +1,11 @@
 //! The way to the daemon, and what its refusals mean for a person.
 
 use std::future::Future;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::unistd::{Gid, Group};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
@@ -48,22 +49,33 @@ pub(crate) async fn connect(socket: &Path) -> Result<Channel, Failure> {
 fn unreachable_socket(socket: &Path, error: &(dyn std::error::Error + 'static)) -> Failure {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let kind = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last().map(std::io::Error::kind);
-    let socket = socket.display();
+    let path = socket.display();
     let (what, hint) = match kind {
         Some(std::io::ErrorKind::NotFound) => {
-            (format!("there is no socket {socket}: signetd does not run, or listens elsewhere"), START)
+            (format!("there is no socket {path}: signetd does not run, or listens elsewhere"), START)
         }
         Some(std::io::ErrorKind::ConnectionRefused) => (
-            format!("nobody listens at {socket}: signetd has ended"),
+            format!("nobody listens at {path}: signetd has ended"),
             "start signetd (systemctl start signetd, or signetd --config FILE); its log tells why it ended",
         ),
-        Some(std::io::ErrorKind::PermissionDenied) => (
-            format!("you may not connect to {socket}"),
-            "ask to be added to the group of the socket (ls -l shows it), and log in again",
-        ),
-        _ => (format!("signetd does not answer at {socket}"), "signetctl doctor"),
+        Some(std::io::ErrorKind::PermissionDenied) => {
+            let group = socket.metadata().map_or(0, |metadata| metadata.gid());
+            let name = Group::from_gid(Gid::from_raw(group)).ok().flatten().map(|group| group.name);
+            return Failure::with(Exit::Unavailable, format!("you may not connect to {path}"))
+                .hint(way_in(group, name.as_deref()));
+        }
+        _ => (format!("signetd does not answer at {path}"), "signetctl doctor"),
     };
     Failure::with(Exit::Unavailable, what).hint(hint)
+}
+
+/// How whoever is kept out of a socket by its group gets in. The group root, which a socket has where none was set, is for
+/// nobody to join.
+fn way_in(group: u32, name: Option<&str>) -> String {
+    match name {
+        Some(name) if group != 0 => format!("ask to be added to the group {name}, and log in again"),
+        _ => "an operator sets listen.group in signetd's configuration to a group of yours, and restarts signetd".to_owned(),
+    }
 }
 
 /// What a status of the daemon's means for a person.
@@ -131,3 +143,16 @@ const PING_LIMIT: Duration = Duration::from_secs(3);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longer than the daemon's own limits, so that its answer is the one that is seen.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_sent_into_the_group_root() {
+        assert!(way_in(4711, Some("signet-clients")).contains("added to the group signet-clients"));
+        for told in [way_in(0, Some("root")), way_in(0, None), way_in(4711, None)] {
+            assert!(told.contains("sets listen.group") && !told.contains("root"), "{told}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use clap::Args;
-use nix::unistd::User;
+use nix::unistd::{Group, User, getuid};
 use serde_json::json;
 
 use super::Global;
@@ -43,7 +43,8 @@ pub(crate) struct Options {
     /// The account's project; by default the one in its email
     #[arg(long, value_name = "ID", requires = "account")]
     project: Option<String>,
-    /// Let this user mint access tokens and ID tokens for the account. Without it, nobody may until you add a rule
+    /// Let this user mint access tokens and ID tokens for the account. Without it, nobody may until you add a rule. Another
+    /// user than signetd's must be in the group of the socket, too
     #[arg(long, value_name = "USER", requires = "account")]
     allow_user: Option<String>,
 }
@@ -105,7 +106,39 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
         global.note("Next:");
     }
     global.note(format!("  signetctl key generate --device {} --account {account}", device.name()));
+    if let Some(user) = allow_user.as_deref().filter(|user| is_another(user)) {
+        global.note(way_in(user, folder, &config));
+    }
     Ok(())
+}
+
+/// Whether it is somebody else than who sets up.
+fn is_another(user: &str) -> bool {
+    let uid = user.parse().ok().or_else(|| Some(User::from_name(user).ok()??.uid.as_raw()));
+    uid != Some(getuid().as_raw())
+}
+
+/// The group whose members may connect: the one of the packaged set-up, where the system has it.
+fn clients(folder: &Path) -> bool {
+    is_system(folder) && Group::from_name(CLIENTS).is_ok_and(|group| group.is_some())
+}
+
+/// What lets another user connect: rules alone open no socket.
+fn way_in(user: &str, folder: &Path, config: &Path) -> String {
+    let file = config.display();
+    if !is_system(folder) {
+        return format!(
+            "\n{user} can't reach a socket in {}: set grpc in the [listen] of {file} to a path that {user} can reach, and group to a group of {user}'s.",
+            folder.display()
+        );
+    }
+    let join = format!("  usermod -a -G {CLIENTS} {user}    # in force when {user} logs in again");
+    if clients(folder) {
+        return format!("\nWho is in the group {CLIENTS} may connect to the socket:\n{join}");
+    }
+    format!(
+        "\n{user} may not connect to the socket yet:\n  groupadd --system {CLIENTS}\n{join}\nThen set group = \"{CLIENTS}\" in the [listen] of {file}, before signetd starts."
+    )
 }
 
 /// Takes back what was written, and the folders that were made for this.
@@ -237,11 +270,12 @@ fn configuration(options: &Options, device: &Device, folder: &Path, allow_user: 
             quoted(&user)
         ),
         None => format!(
-            "# [[allow]]\n# users = [\"app\"]    # or groups = [\"signet\"]\n# accounts = [\"{email}\"]\n# operations = [\"mint-access-token\", \"mint-id-token\"]    # also sign-jwt, sign-blob, sign-digest\n# audiences = [\"https://pubsub.googleapis.com/\"]    # which audiences; * stands for anything\n# max_lifetime = \"1h\"\n"
+            "# [[allow]]\n# users = [\"app\"]    # or groups = [\"{CLIENTS}\"]\n# accounts = [\"{email}\"]\n# operations = [\"mint-access-token\", \"mint-id-token\"]    # also sign-jwt, sign-blob, sign-digest\n# audiences = [\"https://pubsub.googleapis.com/\"]    # which audiences; * stands for anything\n# max_lifetime = \"1h\"\n"
         ),
     };
+    let comment = if clients(folder) { "" } else { "# " };
     format!(
-        "# Signet's configuration, written by signetctl init. Relative paths are relative to this file's folder.\n# Check it with: signetctl config check\nstate_dir = {}\n\n[listen]\ngrpc = {}\n# group = \"signet\"    # who may connect, besides the daemon's own user\n# mode = \"0660\"\n# http = \"127.0.0.1:8980\"    # for Google's client libraries and gcloud\n\n{device}\n{account}\n# Nothing is allowed without a rule. Rules add up; each must allow a request by itself.\n{rule}",
+        "# Signet's configuration, written by signetctl init. Relative paths are relative to this file's folder.\n# Check it with: signetctl config check\nstate_dir = {}\n\n[listen]\ngrpc = {}\n{comment}group = \"{CLIENTS}\"    # who may connect, besides the daemon's own user\n# mode = \"0660\"\n# http = \"127.0.0.1:8980\"    # for Google's client libraries and gcloud\n\n{device}\n{account}\n# Nothing is allowed without a rule. Rules add up; each must allow a request by itself.\n{rule}",
         quoted(&state_dir),
         quoted(&socket),
     )
@@ -249,11 +283,15 @@ fn configuration(options: &Options, device: &Device, folder: &Path, allow_user: 
 
 /// The state folder and the socket: the system's for the system's configuration, else next to the configuration.
 fn layout(folder: &Path) -> (&'static str, &'static str) {
-    if folder == Path::new("/etc/signet") {
+    if is_system(folder) {
         ("/var/lib/signet", "/run/signet/signet.sock")
     } else {
         ("state", "run/signet.sock")
     }
+}
+
+fn is_system(folder: &Path) -> bool {
+    folder == Path::new("/etc/signet")
 }
 
 /// A TOML basic string.
@@ -284,6 +322,8 @@ fn write_new(path: &Path, contents: &str) -> Result<bool, Failure> {
 
 /// Of a socket next to the configuration: signetd may write there, and must not where its configuration is.
 const SOCKET_FOLDER: &str = "run";
+/// Who may connect to the system's socket; the packaged set-up makes it.
+const CLIENTS: &str = "signet-clients";
 const SOFTHSM_CONFIGURATION: &str = "softhsm2.conf";
 const SOFTHSM_TOKENS: &str = "tokens";
 const SOFTHSM_MODULES: [&str; 6] = [
@@ -294,3 +334,17 @@ const SOFTHSM_MODULES: [&str; 6] = [
     "/usr/lib64/softhsm/libsofthsm2.so",
     "/usr/local/lib/softhsm/libsofthsm2.so",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_user_is_told_what_opens_the_socket_to_him() {
+        let system = way_in("app", Path::new("/etc/signet"), Path::new("/etc/signet/signet.toml"));
+        assert!(system.contains("usermod -a -G signet-clients app"), "{system}");
+        let own = way_in("app", Path::new("/home/me/signet"), Path::new("/home/me/signet/signet.toml"));
+        assert!(own.contains("app can't reach a socket in /home/me/signet"), "{own}");
+        assert!(!is_another(&getuid().to_string()));
+    }
+}
