@@ -90,17 +90,31 @@ fn files_of_tpm2_tools_are_adopted() {
             ("rsa2048:rsassa-sha256", Algorithm::Rs256),
             ("ecc:ecdsa", Algorithm::Es256),
         ] {
-            for attributes in [GENERATED, &format!("{GENERATED}|noda")] {
-                if theirs.is_none() && ours.is_some() && !attributes.ends_with("noda") {
-                    // Its file says that it has an auth value, and a wrong guess would count: it stays as it is.
-                    continue;
-                }
-                let file = bench.encoded(kind, attributes, theirs);
-                assert!(!Tss2Key::from_pem(&file).unwrap().empty_auth);
-                bench.adopts(&file, algorithm, false);
+            let file = bench.encoded(kind, &format!("{GENERATED}|noda"), theirs);
+            assert!(!Tss2Key::from_pem(&file).unwrap().empty_auth);
+            bench.adopts(&file, algorithm, false);
+        }
+    }
+}
+
+/// Whether it has an auth value its file does not tell, and the TPM would count each wrong guess.
+#[test]
+fn a_guess_that_would_count_is_not_made() {
+    let Some(swtpm) = SwTpm::start() else { return };
+    for ours in [None, Some("secret")] {
+        let bench = Bench::new(&swtpm, ours);
+        for theirs in [None, Some("secret"), Some("another")] {
+            let file = bench.encoded("rsa2048:null", GENERATED, theirs);
+            let said_to_be_empty = Tss2Key { empty_auth: true, ..Tss2Key::from_pem(&file).unwrap() };
+            for file in [file, said_to_be_empty.to_pem().unwrap()] {
+                let error = bench.refuses(&file);
+                assert!(matches!(&error, DeviceError::Unsupported(text) if text.contains("|noda")), "{error}");
             }
         }
     }
+    let output = Command::new("tpm2_getcap").arg("properties-variable").env("TPM2TOOLS_TCTI", swtpm.tcti()).output();
+    let output = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(output.contains("TPM2_PT_LOCKOUT_COUNTER: 0x0\n"), "{output}");
 }
 
 #[test]

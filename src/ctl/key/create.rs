@@ -13,7 +13,7 @@ use crate::ctl::device;
 use crate::ctl::failure::{Failure, explained};
 use crate::ctl::import::{self, Material};
 use crate::ctl::interrupt::Interrupts;
-use crate::device::{CreatedKey, DeviceConfig, DeviceError, NewKey, Provision};
+use crate::device::{CreatedKey, DeviceConfig, DeviceError, DeviceKind, NewKey, Provision};
 use crate::key::{Algorithm, KeyId, KeyType};
 use crate::keyring::{KeyRecord, KeyState, Keyring};
 
@@ -90,7 +90,8 @@ pub(super) fn generate(options: GenerateOptions, global: &Global, config: &Confi
     let mut device = device::open(global, config, &options.device, options.common.persistent)?;
     enrolment.run(&interrupts, || {
         let _progress = global.progress("Generating the key in the device; some take a minute");
-        device.generate(&new).map(|created| (device, created))
+        let created = device.generate(&new).map_err(|error| explained(error, &options.device))?;
+        Ok((device, created))
     })
 }
 
@@ -123,18 +124,26 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
             let mut device = device::open(global, config, &options.device, persistent)?;
             enrolment.run(&interrupts, || {
                 let _progress = global.progress("Importing the key into the device");
-                let created = device.import(&key, account.as_str())?;
+                let created =
+                    device.import(&key, account.as_str()).map_err(|error| explained(error, &options.device))?;
                 if created.public_key == expected {
                     return Ok((device, created));
                 }
                 let undone = device.delete(&created.locator);
                 let left = if undone.is_ok() { "it was removed again" } else { "and it could not be removed again" };
-                Err(DeviceError::Integrity(format!("the key in it is not the one of the file; {left}")))
+                let error = DeviceError::Integrity(format!("the key in it is not the one of the file; {left}"));
+                Err(explained(error, &options.device))
             })
         }
         Material::Tss2(pem) => enrolment.run(&interrupts, || {
             let _progress = global.progress("Loading the key into the TPM");
-            crate::device::adopt(device_config, persistent, &pem)
+            crate::device::adopt(device_config, persistent, &pem).map_err(|error| match (&error, &device_config.kind) {
+                (DeviceError::Unsupported(_), DeviceKind::Tpm(_)) => explained(error, &device_config.name)
+                    .hint("a signing key with noda and without a policy; or signetctl key generate"),
+                (DeviceError::Unsupported(_), DeviceKind::Pkcs11(_)) => explained(error, &device_config.name)
+                    .hint("--device with the TPM that the key was made in: nothing else can read it"),
+                _ => explained(error, &device_config.name),
+            })
         }),
     }
 }
@@ -158,7 +167,7 @@ impl Enrolment<'_> {
     fn run(
         &self,
         interrupts: &Interrupts,
-        create: impl FnOnce() -> Result<(Box<dyn Provision>, CreatedKey), DeviceError>,
+        create: impl FnOnce() -> Result<(Box<dyn Provision>, CreatedKey), Failure>,
     ) -> Result<(), Failure> {
         let _lock = lock(self.global, self.config)?;
         let mut keyring = Keyring::load(&self.config.state_dir)?;
@@ -166,7 +175,7 @@ impl Enrolment<'_> {
             ensure_new(&keyring, kid)?;
         }
         interrupts.begin(format!("{} under the label {}", self.device.name, self.account));
-        let (mut device, created) = create().map_err(|error| explained(error, &self.device.name))?;
+        let (mut device, created) = create()?;
         let recorded = self.record(interrupts, device.as_mut(), &created, &mut keyring);
         let record = recorded.map_err(|failure| self.undo(failure, device.as_mut(), &created))?;
         interrupts.end();

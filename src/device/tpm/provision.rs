@@ -264,6 +264,7 @@ fn give_auth(
     auth: Auth,
 ) -> Result<Option<Private>, DeviceError> {
     public::refuse_as_signer(public)?;
+    refuse_doubtful(key, public, &auth)?;
     let may_be_empty = key.empty_auth || public.object_attributes().no_da();
     if auth.value().is_empty() || !may_be_empty {
         return Ok(None);
@@ -275,9 +276,31 @@ fn give_auth(
     });
     match changed.map_err(classified("giving the key the auth value of pin_file")) {
         Ok(private) => Ok(Some(private)),
-        Err(DeviceError::PinRefused(_)) if !key.empty_auth => Ok(None),
+        Err(DeviceError::PinRefused(_)) if public.object_attributes().no_da() => Ok(None),
         Err(other) => Err(other),
     }
+}
+
+/// Refuses a key whose auth value is to be guessed, where each wrong guess counts towards the TPM's lock-out: whatever
+/// tpm2_encodeobject says of it, it may have one or none (tpm2-tools issue 3458). It always names a loaded parent, never the
+/// template's, which tpm2-openssl names and says the truth.
+fn refuse_doubtful(key: &Tss2Key, public: &Public, auth: &Auth) -> Result<(), DeviceError> {
+    if public.object_attributes().no_da() {
+        return Ok(());
+    }
+    if key.parent != TEMPLATE_PARENT {
+        return Err(DeviceError::Unsupported(
+            "a key without noda, of which its file does not surely tell whether it has an auth value: a wrong try would count towards the TPM's lock-out; create it with -a \"sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda\", or with tpm2-openssl"
+                .to_owned(),
+        ));
+    }
+    if !key.empty_auth && auth.value().is_empty() {
+        return Err(DeviceError::Unsupported(
+            "a key with an auth value, on a device without a pin_file: a wrong try would count towards the TPM's lock-out; write the key's auth value to a pin_file"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// The parent's public half, as it was pinned.
