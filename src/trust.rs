@@ -56,7 +56,7 @@ impl Untrusted {
     pub fn remedy(&self) -> String {
         match self {
             Self::Unreadable { path, source } if source.kind() == io::ErrorKind::NotFound => {
-                format!("correct the path, or make {}", path.display())
+                format!("correct the path, or install or make {}", path.display())
             }
             Self::Unreadable { path, source } if source.kind() == io::ErrorKind::PermissionDenied => {
                 format!("let uid {} reach {}", Uid::effective(), path.display())

@@ -74,7 +74,8 @@ fn unreachable_socket(socket: &Path, error: &(dyn std::error::Error + 'static)) 
 fn way_in(group: u32, name: Option<&str>) -> String {
     match name {
         Some(name) if group != 0 => format!("ask to be added to the group {name}, and log in again"),
-        _ => "an operator sets listen.group in signetd's configuration to a group of yours, and restarts signetd".to_owned(),
+        _ => "an operator sets listen.group in signetd's configuration to a group of yours, and restarts signetd"
+            .to_owned(),
     }
 }
 
@@ -102,7 +103,7 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
         }
         (Code::ResourceExhausted, _) => (Exit::Unavailable, again),
         (Code::FailedPrecondition, "PIN_REFUSED") => {
-            (Exit::Unavailable, "an operator mends the PIN file, then signetctl device unlatch NAME".to_owned())
+            (Exit::Unavailable, "an operator mends the PIN file, then runs what signetctl status says of the device".to_owned())
         }
         (Code::FailedPrecondition, "NO_ACTIVE_KEY") => {
             (Exit::Unavailable, "an operator runs signetctl key generate, or key activate".to_owned())

@@ -104,6 +104,9 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
     }
     let failure = Failure::with(Exit::Refused, "the request would be refused");
     Err(match unfit {
+        _ if asked.names_nothing() => {
+            failure.hint("add --audience or --scope: an access token is for one or the other")
+        }
         Some(_) => failure.hint("another request"),
         None => failure.hint(format!("a rule in {} that allows all of it by itself", config.path.display())),
     })
@@ -147,6 +150,10 @@ impl Asked {
             Shape::Jwt(claims) => Ok(Self::Claims(claims)),
             Shape::Refused(reason) => Err(Failure::with(Exit::Refused, reason).hint("signetctl sign-jwt signs claims")),
         }
+    }
+
+    fn names_nothing(&self) -> bool {
+        matches!(self, Self::AccessToken(Target::Scopes(scopes)) if scopes.is_empty())
     }
 
     fn request<'a>(&'a self, options: &'a ExplainOptions, now: SystemTime) -> Request<'a> {

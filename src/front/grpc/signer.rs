@@ -125,7 +125,8 @@ fn device(status: DeviceStatus) -> proto::DeviceStatus {
         DeviceState::Down => proto::DeviceState::Down,
     };
     let (cause, remedy) = status.trouble.unwrap_or_default();
-    proto::DeviceStatus { name: status.name.into(), state: state.into(), cause, remedy: remedy.into() }
+    let remedy = remedy.replace("unlatch NAME", &format!("unlatch {}", status.name));
+    proto::DeviceStatus { name: status.name.into(), state: state.into(), cause, remedy }
 }
 
 fn algorithm_of(algorithm: i32) -> Result<Option<key::Algorithm>, SignError> {
