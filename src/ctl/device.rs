@@ -1,5 +1,6 @@
 //! `signetctl device`: sets devices up and looks at them, and opens them for the other provisioning commands.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
@@ -7,6 +8,7 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,7 +16,7 @@ use clap::Subcommand;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::failure::{Failure, explained};
+use super::failure::{Exit, Failure, explained};
 use super::{Global, table};
 use crate::config::Config;
 use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, Provision, QUIET_TSS, TokenSelector, latch};
@@ -187,7 +189,7 @@ fn list(global: &Global, config: &Config) -> Result<(), Failure> {
     for device in &config.devices {
         let (kind, place) = place(device);
         let state = state(device);
-        rows.push(vec![device.name.to_string(), kind.to_owned(), place.clone(), state.to_owned()]);
+        rows.push(vec![device.name.to_string(), kind.to_owned(), place.clone(), state.to_string()]);
         entries.push(json!({ "name": device.name, "kind": kind, "where": place, "state": state }));
     }
     global.show(&entries, table(&rows))
@@ -212,21 +214,53 @@ pub(crate) fn place(device: &DeviceConfig) -> (&'static str, String) {
 pub(crate) const CONFIGURED: &str = "configured";
 
 /// What is known of a device without opening it.
-pub(crate) fn state(device: &DeviceConfig) -> &'static str {
+pub(crate) fn state(device: &DeviceConfig) -> Cow<'static, str> {
     let pinned = !matches!(&device.kind, DeviceKind::Tpm(tpm) if tpm.parent.is_none());
     match latch::look(&device.latch_file) {
-        Err(DeviceError::PinRefused(_)) => "PIN refused: signetctl device unlatch NAME",
-        _ if pinned => CONFIGURED,
-        _ => "not initialised: signetctl device init",
+        Err(DeviceError::PinRefused(_)) => format!("PIN refused: signetctl device unlatch {}", device.name).into(),
+        _ if pinned => CONFIGURED.into(),
+        _ => format!("not initialised: signetctl device init {}", device.name).into(),
     }
 }
 
 fn show(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
+    let device = prepare(global, config, name)?;
+    let silenced = name.clone();
+    let _patience = Patience::of(device, move || {
+        silent(&silenced).report();
+        Exit::Unavailable
+    });
     let mut opened = open(global, config, name, None)?;
     let description = opened.describe().map_err(|error| explained(error, name))?;
     let json: BTreeMap<_, _> = description.0.iter().map(|(name, value)| (name, value)).collect();
     let rows: Vec<_> = description.0.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect();
     global.show(&json, table(&rows))
+}
+
+/// A device that does not answer.
+pub(crate) fn silent(name: &KeyId) -> Failure {
+    Failure::with(Exit::Unavailable, format!("device {name}: it does not answer"))
+        .hint("look at the device: is its program stopped, is it plugged in? call_limit says how long is waited")
+}
+
+/// Ends this process where a device has not answered within its call_limit, unless it is dropped before: a thread that is
+/// stuck in a module can't be ended otherwise.
+pub(crate) struct Patience {
+    _end: Sender<()>,
+}
+
+impl Patience {
+    /// Begins to wait; `tell` says that it was in vain.
+    pub(crate) fn of(device: &DeviceConfig, tell: impl FnOnce() -> Exit + Send + 'static) -> Self {
+        let (end, ended) = mpsc::channel();
+        let limit = device.call_limit;
+        std::thread::spawn(move || {
+            if ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                process::exit(tell() as i32);
+            }
+        });
+        Self { _end: end }
+    }
 }
 
 fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Result<(), Failure> {

@@ -12,13 +12,15 @@ use clap::Args;
 use nix::unistd::{Gid, Group, User, getgroups, getuid};
 use serde::{Deserialize, Serialize};
 
-use super::failure::Failure;
+use super::device::Patience;
+use super::failure::{Exit, Failure};
 use super::{Global, client, device, status};
 use crate::config::Config;
 use crate::device::{DeviceConfig, DeviceKind};
 use crate::jwt::certificate;
 use crate::key::KeyId;
 use crate::keyring::{KeyState, Keyring};
+use crate::proto::GetStatusResponse;
 
 /// Look for everything that would keep Signet from working, and say how to mend it
 ///
@@ -62,38 +64,96 @@ impl Finding {
 }
 
 pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
-    let findings = match (global.load(), options.device, options.user) {
-        (Err(failure), ..) => vec![Finding::failed(&failure)],
-        (Ok(config), Some(name), _) => of_device(global, &config, &name)?,
-        (Ok(config), None, Some(user)) => clients::of_user(&config, &user)?,
-        (Ok(config), None, None) => of_everything(global, &config),
-    };
-    let ill = findings.iter().filter(|finding| !finding.ok).count();
-    let line = |finding: &Finding| match &finding.remedy {
-        None => format!("ok    {}", finding.what),
-        Some(remedy) => format!("MEND  {}\n      try: {remedy}", finding.what),
-    };
-    global.show(&findings, findings.iter().map(line).collect::<Vec<_>>().join("\n"))?;
-    match ill {
-        0 => Ok(()),
-        1 => Err(Failure::new("one thing must be mended")),
-        _ => Err(Failure::new(format!("{ill} things must be mended"))),
+    let mut report = Report { global, findings: Vec::new() };
+    match (global.load(), options.device, options.user) {
+        (Err(failure), None, None) => of_client(&mut report, &failure)?,
+        (Err(failure), ..) => report.add([Finding::failed(&failure)])?,
+        (Ok(config), Some(name), _) => report.add(of_device(global, &config, &name)?)?,
+        (Ok(config), None, Some(user)) => report.add(clients::of_user(&config, &user)?)?,
+        (Ok(config), None, None) => of_everything(&mut report, &config)?,
+    }
+    report.end()
+}
+
+/// What was found so far. A person sees each thing at once; a program gets all of them at the end.
+struct Report<'a> {
+    global: &'a Global,
+    findings: Vec<Finding>,
+}
+
+impl Report<'_> {
+    fn add(&mut self, findings: impl IntoIterator<Item = Finding>) -> Result<(), Failure> {
+        for finding in findings {
+            if !self.global.json {
+                let line = match &finding.remedy {
+                    None => format!("ok    {}", finding.what),
+                    Some(remedy) => format!("MEND  {}\n      try: {remedy}", finding.what),
+                };
+                self.global.show(&finding, line)?;
+            }
+            self.findings.push(finding);
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<(), Failure> {
+        if self.global.json {
+            self.global.show(&self.findings, "")?;
+        }
+        match self.findings.iter().filter(|finding| !finding.ok).count() {
+            0 => Ok(()),
+            1 => Err(Failure::new("one thing must be mended")),
+            ill => Err(Failure::new(format!("{ill} things must be mended"))),
+        }
     }
 }
 
-fn of_everything(global: &Global, config: &Config) -> Vec<Finding> {
-    let mut findings = vec![Finding::good(format!("configuration {}", config.path.display()))];
-    findings.extend(of_state(config));
+fn of_everything(report: &mut Report<'_>, config: &Config) -> Result<(), Failure> {
+    let global = report.global;
+    report.add([Finding::good(format!("configuration {}", config.path.display()))])?;
+    report.add(of_state(config))?;
     for device in &config.devices {
-        findings.extend(of_tpm_access(device));
+        report.add(of_tpm_access(device))?;
         // A process of its own: each module may want another environment, and a module that crashes takes only that with it.
-        findings.extend(in_process(global, &device.name));
+        report.add(in_process(global, &device.name))?;
     }
-    findings.extend(of_keyring(config));
-    findings.extend(of_policy(config));
-    findings.extend(of_socket(&global.socket().unwrap_or_else(|_| config.listen.grpc.clone()), config));
-    findings.extend(config.listen.http.into_iter().flat_map(clients::of_http));
-    findings
+    report.add(of_keyring(config))?;
+    report.add(of_policy(config))?;
+    report.add(of_socket(&global.socket().unwrap_or_else(|_| config.listen.grpc.clone()), config))?;
+    report.add(config.listen.http.into_iter().flat_map(clients::of_http))
+}
+
+/// What can be told without the configuration: where it is wrong, or is not the caller's to read.
+fn of_client(report: &mut Report<'_>, failure: &Failure) -> Result<(), Failure> {
+    let global = report.global;
+    let file = global.config.display();
+    let private = global.is_private();
+    let configuration = if private {
+        Finding::good(format!("configuration {file}: the operator's, and not looked at"))
+    } else {
+        Finding::failed(failure)
+    };
+    report.add([configuration])?;
+    let socket = match global.socket() {
+        Ok(socket) => socket,
+        // Where the file is what is wrong, that was said.
+        Err(_) if private => {
+            return report
+                .add([Finding::bad("where signetd listens is not known", "--socket PATH, as its operator says")]);
+        }
+        Err(_) => return Ok(()),
+    };
+    let daemon = match status::daemon(&socket) {
+        Ok(daemon) => daemon,
+        Err(failure) => return report.add([Finding::failed(&failure)]),
+    };
+    report.add(status::older(global, &daemon).map(|(what, remedy)| Finding::bad(what, remedy)))?;
+    report.add(of_health(&socket, &daemon))?;
+    if private {
+        report.add([clients::of_caller(global)])?;
+        report.add(clients::of_named())?;
+    }
+    Ok(())
 }
 
 fn in_process(global: &Global, device: &KeyId) -> Vec<Finding> {
@@ -203,6 +263,12 @@ fn of_device(global: &Global, config: &Config, name: &KeyId) -> Result<Vec<Findi
         // Without a resource manager, two that use one TPM throw out each other's keys. A daemon that can't sign loses nothing.
         return Ok(vec![Finding::good(format!("device {name}: in the hands of signetd, and left alone"))]);
     }
+    let (silenced, named) = (global.clone(), name.clone());
+    let _patience = Patience::of(configured, move || {
+        let mut report = Report { global: &silenced, findings: Vec::new() };
+        let _ = report.add([Finding::failed(&device::silent(&named))]).and_then(|()| report.end());
+        Exit::Failed
+    });
     let mut opened = match device::open(global, config, name, None) {
         Ok(opened) => opened,
         Err(failure) => return Ok(vec![Finding::failed(&failure.context(format!("device {name}")))]),
@@ -298,14 +364,22 @@ fn of_socket(socket: &Path, config: &Config) -> Vec<Finding> {
         Err(failure) => return vec![Finding::failed(&failure)],
     };
     let difference = status::difference(config, &daemon).map(|(what, remedy)| Finding::bad(what, remedy));
+    difference.into_iter().chain(of_health(socket, &daemon)).collect()
+}
+
+/// How the daemon says that it is and its devices are.
+fn of_health(socket: &Path, daemon: &GetStatusResponse) -> Vec<Finding> {
     let socket = socket.display();
+    let ill = daemon.devices.iter().filter(|device| !device.cause.is_empty());
+    let devices =
+        ill.map(|told| Finding::bad(format!("device {}, by signetd: {}", told.name, told.cause), &told.remedy));
     let health = match (daemon.serving, daemon.cause.is_empty()) {
         (true, _) => Finding::good(format!("signetd serves at {socket}")),
         (false, true) => Finding::bad(
             format!("signetd is up at {socket}, but no account can sign"),
             format!("mend what stands above; {}", client::LOG),
         ),
-        (false, false) => Finding::bad(format!("signetd is up at {socket}, but {}", daemon.cause), daemon.remedy),
+        (false, false) => Finding::bad(format!("signetd is up at {socket}, but {}", daemon.cause), &daemon.remedy),
     };
-    difference.into_iter().chain([health]).collect()
+    devices.chain([health]).collect()
 }

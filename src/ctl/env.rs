@@ -95,7 +95,11 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
 
 /// Where signetd serves HTTP, by its configuration.
 fn http_address(global: &Global) -> Result<SocketAddr, Failure> {
-    let listen = global.listen().map_err(|failure| failure.aftermath("so --http ADDRESS is needed"))?;
+    let listen = global.listen().map_err(|failure| {
+        failure
+            .aftermath("so where signetd serves HTTP must be said")
+            .hint("--http 127.0.0.1:PORT, as its operator set listen.http")
+    })?;
     listen.http.ok_or_else(|| {
         Failure::with(Exit::Unavailable, "signetd does not serve HTTP: Google's libraries have nothing to ask")
             .hint("http = \"127.0.0.1:8980\" under [listen] in its configuration, and restart signetd")

@@ -97,19 +97,23 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     let json = json!({ "config": config, "pin_file": pin_file, "device": device.name() });
     global.show(&json, config.display())?;
     global.note(format!("\nThe PIN stands in {}, with mode 0600.", pin_file.display()));
-    let account = options.account.as_ref().map_or("EMAIL".to_owned(), ToString::to_string);
-    if options.account.is_none() {
+    tell_what_is_next(global, options.account.as_ref(), allow_user.as_deref(), device.name());
+    if let Some(user) = allow_user.as_deref().filter(|user| is_another(user)) {
+        global.note(way_in(user, folder, &config));
+    }
+    Ok(())
+}
+
+fn tell_what_is_next(global: &Global, account: Option<&AccountEmail>, allow_user: Option<&str>, device: &str) {
+    let named = account.map_or("EMAIL", AccountEmail::as_str);
+    if account.is_none() {
         global.note("Next: add an [[account]] and an [[allow]] rule to it, then");
     } else if allow_user.is_none() {
         global.note("Nobody may use the account yet: add an [[allow]] rule to it. Then");
     } else {
         global.note("Next:");
     }
-    global.note(format!("  signetctl key generate --device {} --account {account}", device.name()));
-    if let Some(user) = allow_user.as_deref().filter(|user| is_another(user)) {
-        global.note(way_in(user, folder, &config));
-    }
-    Ok(())
+    global.note(format!("  signetctl key generate --device {device} --account {named}"));
 }
 
 /// Whether it is somebody else than who sets up.
@@ -283,11 +287,7 @@ fn configuration(options: &Options, device: &Device, folder: &Path, allow_user: 
 
 /// The state folder and the socket: the system's for the system's configuration, else next to the configuration.
 fn layout(folder: &Path) -> (&'static str, &'static str) {
-    if is_system(folder) {
-        ("/var/lib/signet", "/run/signet/signet.sock")
-    } else {
-        ("state", "run/signet.sock")
-    }
+    if is_system(folder) { ("/var/lib/signet", "/run/signet/signet.sock") } else { ("state", SOCKET) }
 }
 
 fn is_system(folder: &Path) -> bool {
@@ -322,6 +322,8 @@ fn write_new(path: &Path, contents: &str) -> Result<bool, Failure> {
 
 /// Of a socket next to the configuration: signetd may write there, and must not where its configuration is.
 const SOCKET_FOLDER: &str = "run";
+/// The socket, unless it is the system's.
+pub(super) const SOCKET: &str = "run/signet.sock";
 /// Who may connect to the system's socket; the packaged set-up makes it.
 const CLIENTS: &str = "signet-clients";
 const SOFTHSM_CONFIGURATION: &str = "softhsm2.conf";

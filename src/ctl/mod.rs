@@ -130,7 +130,7 @@ struct Cli {
 }
 
 /// What every command takes.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
     /// The configuration
     #[arg(
@@ -233,7 +233,21 @@ enum Command {
 
 impl Global {
     fn load(&self) -> Result<Config, Failure> {
-        Ok(Config::load(&self.config)?)
+        Config::load(&self.config).map_err(|error| self.unread(error.into()))
+    }
+
+    /// Whether the configuration is not this user's to read.
+    fn is_private(&self) -> bool {
+        std::fs::File::open(&self.config).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    }
+
+    /// Nobody is to open an operator's configuration to an application.
+    fn unread(&self, failure: Failure) -> Failure {
+        if !self.is_private() {
+            return failure;
+        }
+        failure
+            .hint("this needs the configuration: run it as its owner, with sudo; an application needs the socket alone")
     }
 
     /// The daemon's socket: the one given, else the configuration's.
@@ -245,15 +259,17 @@ impl Global {
             Ok(listen) => return Ok(listen.grpc),
             Err(unread) => unread,
         };
-        // Callers may connect, and need not be able to read the configuration.
-        let default = Path::new(DEFAULT_SOCKET);
-        let ours = self.config == Path::new(DEFAULT_CONFIG) && std::fs::File::open(&self.config).is_err();
-        if ours && default.exists() { Ok(default.to_owned()) } else { Err(unread) }
+        // Callers may connect, and need not be able to read the configuration; and a daemon runs on when its file goes wrong.
+        let default = match self.config.parent() {
+            Some(folder) if self.config != Path::new(DEFAULT_CONFIG) => folder.join(init::SOCKET),
+            _ => PathBuf::from(DEFAULT_SOCKET),
+        };
+        if default.exists() { Ok(default) } else { Err(unread) }
     }
 
     /// Where the daemon listens, by the configuration.
     fn listen(&self) -> Result<Listen, Failure> {
-        Ok(Config::listen(&self.config)?)
+        Config::listen(&self.config).map_err(|error| self.unread(error.into()))
     }
 
     /// Prints the result: JSON for programs, else the text for people.
@@ -329,6 +345,10 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
 fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    // Whoever reads no further, such as head, has what it wanted.
+    if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        return Ok(());
+    }
     written.map_err(|error| Failure::new(format!("standard output: {error}")))
 }
 

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::failure::Failure;
 use super::{Global, sign};
 use crate::access::AccountEmail;
+use crate::config::Config;
 use crate::file;
 use crate::jwt::jwk;
 
@@ -36,7 +37,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     let accounts = match options.account {
         Some(account) => vec![account],
-        None => global.load()?.policy.accounts().iter().map(|account| account.email.clone()).collect(),
+        None => configured(global)?.policy.accounts().iter().map(|account| account.email.clone()).collect(),
     };
     let mut written = Vec::new();
     for account in accounts {
@@ -60,6 +61,11 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
         }
     }
     global.show(&json!({ "written": written }), written.join("\n"))
+}
+
+/// The configuration; whoever may not read it names an account instead.
+fn configured(global: &Global) -> Result<Config, Failure> {
+    global.load().map_err(|failure| if global.is_private() { failure.hint("--account EMAIL") } else { failure })
 }
 
 /// The discovery document of an account: the `iss` of its JWTs is its email.

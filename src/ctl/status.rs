@@ -1,5 +1,6 @@
 //! `signetctl status`: how the daemon, the devices and the keys are.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,7 @@ use super::{Global, client, date, key, table};
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::device::DeviceConfig;
-use crate::key::KeyId;
+use crate::key::{KeyId, sha256};
 use crate::keyring::{KeyState, Keyring};
 use crate::proto::signer_client::SignerClient;
 use crate::proto::{DeviceState, DeviceStatus, GetStatusRequest, GetStatusResponse};
@@ -38,12 +39,17 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     };
     let (mut text, mut json) = (vec![format!("signetd at {}: {state}", socket.display())], json!({}));
     let told = daemon.as_ref().ok();
-    let difference = config.as_ref().zip(told).and_then(|(config, told)| difference(config, told));
+    let difference = told.and_then(|told| match &config {
+        Some(config) => difference(config, told).map(|(what, remedy)| (what, remedy.to_owned())),
+        None => older(global, told),
+    });
     text.extend(difference.as_ref().map(|(what, remedy)| format!("{what}\n  try: {remedy}")));
     if let Some(config) = &config {
         json = described(config, &keyring, told);
         text.push(devices(config, told));
         text.push(keys(config, &keyring, told));
+    } else if let Some(told) = told.filter(|told| !told.devices.is_empty()) {
+        text.push(told_devices(told));
     }
     let serving = told.is_some_and(|told| told.serving);
     if let Some(json) = json.as_object_mut() {
@@ -82,6 +88,17 @@ pub(super) fn difference(config: &Config, told: &GetStatusResponse) -> Option<(S
     told.wants_restart.then(|| (format!("signetd runs only that part of {file} that a reload may change"), RESTART))
 }
 
+/// What signetd runs in place of a file that can't be used, where the file is not as signetd read it.
+pub(super) fn older(global: &Global, told: &GetStatusResponse) -> Option<(String, String)> {
+    let failure = global.load().err()?;
+    let same = || std::fs::read(&global.config).is_ok_and(|text| sha256(&text) == told.config_sha256);
+    if told.config_sha256.is_empty() || global.is_private() || same() {
+        return None;
+    }
+    let remedy = format!("{}; then {RELOAD}", failure.remedy().unwrap_or("mend the file"));
+    Some((format!("signetd runs an older configuration, since its file is wrong now: {failure}"), remedy))
+}
+
 /// Notes it where signetd runs another configuration than this.
 pub(super) fn note_difference(global: &Global, config: &Config) {
     let told = global.socket().and_then(|socket| daemon(&socket));
@@ -105,21 +122,34 @@ fn told_of<'a>(told: Option<&'a GetStatusResponse>, name: &KeyId) -> Option<&'a 
 }
 
 /// A device's state as its files tell it, or else as the daemon does.
-fn known(device: &DeviceConfig, told: Option<&GetStatusResponse>) -> &'static str {
-    match (state(device), told.map(|_| told_of(told, &device.name).map(DeviceStatus::state))) {
+fn known(device: &DeviceConfig, told: Option<&GetStatusResponse>) -> Cow<'static, str> {
+    let of_files = state(device);
+    let of_daemon = match (&*of_files, told.map(|_| told_of(told, &device.name).map(DeviceStatus::state))) {
         (CONFIGURED, Some(Some(DeviceState::Ready))) => "ready",
         (CONFIGURED, Some(Some(DeviceState::Down))) => "down",
         (CONFIGURED, Some(Some(_))) => "being opened",
         (CONFIGURED, Some(None)) => "unknown to signetd: reload it",
-        (of_files, _) => of_files,
-    }
+        _ => return of_files,
+    };
+    of_daemon.into()
+}
+
+/// The devices of a daemon whose configuration can't be read.
+fn told_devices(told: &GetStatusResponse) -> String {
+    let state = |device: &DeviceStatus| match device.state() {
+        DeviceState::Ready => "ready".to_owned(),
+        DeviceState::Down => format!("down: {}", device.cause),
+        _ => "being opened".to_owned(),
+    };
+    let rows = told.devices.iter().map(|device| vec![device.name.clone(), state(device)]);
+    table(&[vec!["DEVICE".to_owned(), "STATE".to_owned()]].into_iter().chain(rows).collect::<Vec<_>>())
 }
 
 fn devices(config: &Config, told: Option<&GetStatusResponse>) -> String {
     let mut rows = vec![["DEVICE", "KIND", "WHERE", "STATE"].map(str::to_owned).to_vec()];
     for device in &config.devices {
         let (kind, place) = place(device);
-        rows.push([device.name.as_str(), kind, &place, known(device, told)].map(str::to_owned).to_vec());
+        rows.push([device.name.as_str(), kind, &place, &known(device, told)].map(str::to_owned).to_vec());
     }
     let down = told.into_iter().flat_map(|told| &told.devices).filter(|device| !device.cause.is_empty());
     let causes = down.map(|device| format!("\n{}: {}\n  try: {}", device.name, device.cause, device.remedy));
@@ -132,7 +162,9 @@ fn keys(config: &Config, keyring: &Keyring, told: Option<&GetStatusResponse>) ->
     for account in config.policy.accounts() {
         let mut of_account = keyring.keys.iter().filter(|key| key.account == account.email).peekable();
         if of_account.peek().is_none() {
-            rows.push([account.email.as_str(), "no key: signetctl key generate"].map(str::to_owned).to_vec());
+            rows.push(
+                [account.email.as_str(), "no key: signetctl key generate, or key import"].map(str::to_owned).to_vec(),
+            );
         }
         let active = keyring.active(&account.email);
         let signing = active.iter().find(|key| is_ready(&key.device)).map(|key| key.kid.clone());

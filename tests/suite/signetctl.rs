@@ -89,6 +89,21 @@ async fn a_configuration_that_signetd_does_not_run_is_told_and_one_that_was_repl
     daemon.signal(Signal::SIGHUP);
     daemon.wait_for_log("restart signetd for the rest");
     eventually("status tells of the restart", async || said(&["status"]).contains("systemctl restart signetd")).await;
+
+    // A file that went wrong takes nothing from what is said of the daemon, before it was asked to read it and after.
+    replaced("[[allow]]", "[[allow");
+    for reload in [false, true] {
+        if reload {
+            daemon.signal(Signal::SIGHUP);
+            daemon.wait_for_log("the configuration is not reloaded");
+        }
+        let status = said(&["status"]);
+        assert!(status.contains("serving") && status.contains("runs an older configuration"), "{status}");
+        let doctor = signetctl(&daemon.config_file()).arg("doctor").output().unwrap();
+        assert_eq!(doctor.status.code(), Some(1));
+        let found = String::from_utf8(doctor.stdout).unwrap();
+        assert!(found.contains("runs an older configuration") && found.contains("signetd serves at"), "{found}");
+    }
 }
 
 #[test]
@@ -734,6 +749,20 @@ fn doctor_finds_what_is_wrong_and_says_how_to_mend_it() {
     fs::remove_dir_all(token.directory.join("tokens")).unwrap();
     fs::create_dir(token.directory.join("tokens")).unwrap();
     found("device hsm");
+}
+
+#[test]
+fn a_device_that_hangs_is_told_of_in_time() {
+    let Some(tpm) = SwTpm::start() else { return };
+    let desk = Desk::swtpm(&tpm);
+    let text = fs::read_to_string(desk.path("signet.toml")).unwrap();
+    desk.write("signet.toml", text.replace("kind = \"tpm\"\n", "kind = \"tpm\"\ncall_limit = \"2s\"\n").as_bytes());
+    tpm.signal(Signal::SIGSTOP);
+    desk.refused(&["device", "show", "tpm"], 4, "device tpm: it does not answer");
+    let doctor = desk.signetctl(["doctor"]).output().unwrap();
+    let found = String::from_utf8(doctor.stdout).unwrap();
+    assert!(found.contains("MEND  device tpm: it does not answer"), "{found}");
+    assert!(found.contains("no socket"), "it did not go on: {found}");
 }
 
 #[test]

@@ -10,8 +10,9 @@ use crate::access::{AccountEmail, Operation, Policy};
 use crate::config::Config;
 use crate::ctl::env::{METADATA, PRECEDING, no_proxy, other_credentials};
 use crate::ctl::failure::Failure;
-use crate::ctl::{client, policy};
+use crate::ctl::{Global, client, policy};
 use crate::jwt::Target;
+use crate::proto::GetAccountRequest;
 
 /// What answers at the HTTP port, and what in this environment would keep a library from asking there.
 pub(super) fn of_http(address: SocketAddr) -> Vec<Finding> {
@@ -24,6 +25,25 @@ pub(super) fn of_http(address: SocketAddr) -> Vec<Finding> {
         )
     }));
     findings
+}
+
+/// The same, of the port that this environment names: where no configuration tells which it is.
+pub(super) fn of_named() -> Vec<Finding> {
+    let named = METADATA.iter().find_map(|name| env::var(name).ok()?.parse().ok());
+    named.map(of_http).unwrap_or_default()
+}
+
+/// Whether the rules let whoever asks use an account.
+pub(super) fn of_caller(global: &Global) -> Finding {
+    let request = GetAccountRequest::default();
+    match client::call(global, |mut client| async move { client.get_account(request).await }) {
+        Ok(account) => Finding::good(format!("you may use the account {}", account.email)),
+        Err(failure) if failure.is_refused() => Finding::bad(
+            "no rule lets you use the default account, or there is none",
+            "ask the operator for an [[allow]] rule; where you use another account, name it: --account EMAIL",
+        ),
+        Err(failure) => Finding::failed(&failure),
+    }
 }
 
 fn of_port(address: SocketAddr) -> Finding {
