@@ -3,12 +3,17 @@
 //! `signer` writes it, `signetctl audit` reads it. A line that was changed, removed or moved breaks the chain;
 //! lines cut off the end leave no trace in the file, but the daemon notes the last hash beside it (`audit.log.head`).
 
-use std::io::{self, BufRead};
+mod checkpoints;
+
+use std::fs::File;
+use std::io::{self, BufRead, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::key::{Algorithm, KeyId, sha256};
+use crate::key::sha256;
+pub use checkpoints::{CHECKPOINT, Checkpoint, CheckpointEvent, Checkpoints, WINDOW};
 
 /// When the audit log is synced to disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -39,6 +44,17 @@ impl Rotation {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{number}"));
         name.into()
+    }
+
+    /// The log at this path and the files that were rotated before it, the oldest first.
+    #[must_use]
+    pub fn files(self, path: &Path) -> Vec<PathBuf> {
+        let old = (1..=self.keep).rev().map(|number| Self::old(path, number));
+        let mut files: Vec<_> = old.filter(|file| file.exists()).collect();
+        if files.is_empty() || path.exists() {
+            files.push(path.to_owned());
+        }
+        files
     }
 }
 
@@ -120,50 +136,6 @@ impl Head {
     }
 }
 
-/// A record that a device has signed: without that device nobody writes what stands before it anew.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checkpoint {
-    /// Tells it from other records.
-    pub event: CheckpointEvent,
-    /// When, as in every record.
-    pub time: String,
-    /// The number of the last record that it is about.
-    pub of: u64,
-    /// The hash of that record.
-    pub hash: String,
-    /// The key.
-    pub kid: KeyId,
-    /// What the key signed with.
-    pub algorithm: Algorithm,
-    /// Its signature of [`Checkpoint::text`], in base64url.
-    pub signature: String,
-}
-
-/// The event of a [`Checkpoint`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CheckpointEvent {
-    /// The only one.
-    Checkpoint,
-}
-
-impl Checkpoint {
-    /// What is signed: it begins with [`CHECKPOINT`], as nothing does that a caller has signed, and has no dot, as any JWS does.
-    #[must_use]
-    pub fn text(head: &Head) -> String {
-        format!("{CHECKPOINT} v1\n{}\n{}\n", head.seq, head.hash)
-    }
-
-    /// The checkpoint in a line, where it is one.
-    #[must_use]
-    pub fn of_line(line: &[u8]) -> Option<Self> {
-        serde_json::from_slice(line).ok()
-    }
-}
-
-/// How every text begins that a device signs for a checkpoint. Nobody gets a signature of what begins so.
-pub const CHECKPOINT: &str = "signet audit checkpoint";
-
 /// A log that verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
@@ -195,14 +167,29 @@ pub enum Broken {
 ///
 /// # Errors
 /// [`Broken`] at the first line that is not right.
-pub fn verify(mut log: impl BufRead, before: Option<Head>) -> Result<Verified, Broken> {
+pub fn verify(log: impl BufRead, before: Option<Head>) -> Result<Verified, Broken> {
+    verify_each(log, before, |_before, _after, _line| ())
+}
+
+/// Verifies a log as [`verify`] does, and hands on each line that follows, with the heads before and after it.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_each(
+    mut log: impl BufRead,
+    before: Option<Head>,
+    mut each: impl FnMut(&Head, &Head, &[u8]),
+) -> Result<Verified, Broken> {
     let mut expected = before.clone();
     let mut first = before;
     let mut lines = 0;
     let mut line = Vec::new();
-    while log.read_until(b'\n', &mut line)? > 0 {
+    while (&mut log).take(LONGEST_LINE).read_until(b'\n', &mut line)? > 0 {
         lines += 1;
         let broken = |reason: &str| Broken::Line { line: lines, reason: reason.to_owned() };
+        if line.len() as u64 == LONGEST_LINE && !line.ends_with(b"\n") {
+            return Err(broken("it is longer than any record"));
+        }
         let Some(text) = line.strip_suffix(b"\n") else {
             return Err(broken("it is torn: the daemon was ended in the middle of it, and mends it when it starts"));
         };
@@ -223,13 +210,27 @@ pub fn verify(mut log: impl BufRead, before: Option<Head>) -> Result<Verified, B
         if Some(link.seq) != head.seq.checked_add(1) {
             return Err(broken(&format!("number {} stands after number {}", link.seq, head.seq)));
         }
+        let after = Head { hash: sha256(text), seq: link.seq };
+        each(&head, &after, text);
         first.get_or_insert(head);
-        expected = Some(Head { hash: sha256(text), seq: link.seq });
+        expected = Some(after);
         line.clear();
     }
     let last = expected.unwrap_or_else(Head::start);
     Ok(Verified { lines, first: first.unwrap_or_else(Head::start), last })
 }
+
+/// Opens a file beside the log to read it. Its folder is the daemon's: what stands there may be no file, and is then refused.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn open(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// Longer than any record: texts in it are cut, and a torn line is shorter than a whole one.
+pub const LONGEST_LINE: u64 = 64 << 10;
 
 #[cfg(test)]
 mod tests {

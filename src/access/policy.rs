@@ -116,6 +116,14 @@ impl Policy {
         &self.rules
     }
 
+    /// Whether a rule allows anybody to have digests signed with this account, and so whatever he likes.
+    #[must_use]
+    pub fn signs_digests(&self, account: &AccountEmail) -> bool {
+        self.rules
+            .iter()
+            .any(|rule| rule.operations.contains(&Operation::SignDigest) && rule.accounts.contains(account))
+    }
+
     /// Whether a rule is for this very user, and not only for those of a group or a unit.
     #[must_use]
     pub fn names(&self, uid: u32) -> bool {

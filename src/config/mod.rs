@@ -21,7 +21,7 @@ use std::time::Duration;
 use nix::unistd::{Group, User};
 use toml::Spanned;
 
-use crate::access::{Account, AccountEmail, Operation, Policy, Rule};
+use crate::access::{AccountEmail, Policy};
 pub use crate::audit::{Fsync, Rotation};
 use crate::device::{DeviceConfig, DeviceKind};
 use crate::file::StateDir;
@@ -116,11 +116,12 @@ impl Config {
         let exchanges = exchange::compile(source, folder, &mut written.account)?;
         let accounts = rules::accounts(source, written.account)?;
         let rules = rules::compile(source, &accounts, written.allow)?;
-        let checkpoints = checkpoints(source, &written.audit, &accounts, &rules)?;
+        let policy = Policy::new(accounts, rules);
+        let checkpoints = checkpoints(source, &written.audit, &policy)?;
         let config = Self {
             listen: Listen::new(source, folder, written.listen)?,
             devices: devices::compile(source, folders, &state_dir, written.device)?,
-            policy: Policy::new(accounts, rules),
+            policy,
             exchanges,
             audit: Audit { checkpoints, ..Audit::new(source, folder, &state_dir, written.audit)? },
             metadata: http::metadata(source, written.metadata)?,
@@ -208,8 +209,7 @@ impl Audit {
 fn checkpoints(
     source: Source<'_>,
     written: &file::Audit,
-    accounts: &[Account],
-    rules: &[Rule],
+    policy: &Policy,
 ) -> Result<Option<(u64, AccountEmail)>, ConfigError> {
     const FIELD: &str = "audit.checkpoint_account";
     let remedy = "name an [[account]] with which no rule allows sign-digest";
@@ -221,15 +221,11 @@ fn checkpoints(
         (Some(every), account) => (every, account.as_ref()),
     };
     let place = account.map_or(every.span(), Spanned::span);
-    let default = match accounts {
-        [only] => Some(only),
-        _ => accounts.iter().find(|account| account.default),
-    };
-    let email = account.map(Spanned::get_ref).or(default.map(|account| &account.email));
-    let Some(email) = email.filter(|email| accounts.iter().any(|account| account.email == **email)) else {
+    let email = account.map(Spanned::get_ref).or(policy.default_account().map(|account| &account.email));
+    let Some(email) = email.filter(|email| policy.account(email).is_some()) else {
         return Err(source.wrong(place, FIELD, "there is no such account, and no default one", remedy));
     };
-    if rules.iter().any(|rule| rule.operations.contains(&Operation::SignDigest) && rule.accounts.contains(email)) {
+    if policy.signs_digests(email) {
         let what = format!("a rule allows sign-digest with {email}, by which checkpoints could be forged");
         return Err(source.wrong(place, FIELD, what, remedy));
     }

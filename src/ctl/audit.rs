@@ -3,8 +3,7 @@
 mod checkpoints;
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -13,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
 use super::{Global, table};
-use crate::audit::{Broken, Head, Rotation, verify};
-use crate::config::Audit;
+use crate::audit::{Broken, Checkpoints, Head, LONGEST_LINE, open, verify_each};
+use crate::config::Config;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
@@ -22,7 +21,8 @@ pub(crate) enum AuditCommand {
     ///
     /// Lines cut off the end leave no trace in the file, and whoever may write it could write another log: note the last hash
     /// elsewhere, and let --expect look for it. Where devices sign checkpoints (audit.checkpoint_every), nobody without the
-    /// device can write anew what stands before the last one. Exit code 5 where the log is not whole.
+    /// device can write anew what stands before the last one; a log of which none is here, or with too many records behind the
+    /// last one, is refused. Exit code 5 where the log is not whole.
     #[command(after_help = "\
 Examples:
   signetctl audit verify
@@ -73,7 +73,11 @@ pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure>
 }
 
 fn given_or_whole(files: Vec<PathBuf>, global: &Global) -> Result<Vec<PathBuf>, Failure> {
-    if files.is_empty() { Ok(whole_log(global.load()?.audit)) } else { Ok(files) }
+    if !files.is_empty() {
+        return Ok(files);
+    }
+    let audit = global.load()?.audit;
+    Ok(audit.rotation.files(&audit.path))
 }
 
 fn unreadable(file: &Path) -> impl Fn(io::Error) -> Failure {
@@ -90,39 +94,34 @@ struct Demands {
 }
 
 fn follow(mut files: Vec<PathBuf>, demands: &Demands, global: &Global) -> Result<(), Failure> {
-    let (mut noted, mut every) = (None, None);
-    if files.is_empty() {
-        let audit = global.load()?.audit;
+    // Logs that are named may be another machine's, where there is no configuration.
+    let config = if files.is_empty() { Some(global.load()?) } else { global.load().ok() };
+    let mut noted = None;
+    if let Some(Config { audit, .. }) = config.as_ref().filter(|_| files.is_empty()) {
         // Before the log is read: signetd may be writing.
-        noted = fs::read_to_string(Head::noted_beside(&audit.path)).ok().and_then(|note| Head::of_note(&note));
-        every = audit.checkpoints.as_ref().map(|(every, _)| *every);
-        files = whole_log(audit);
+        noted = note_beside(&audit.path);
+        files = audit.rotation.files(&audit.path);
     }
-    let Chain { lines, first, last } = chain(&files, demands)?;
-    if let Some(noted) = noted.filter(|noted| noted.seq > last.seq) {
-        let what = format!("the log ends with record {}, and signetd noted that it wrote {}", last.seq, noted.seq);
-        return Err(Failure::with(Exit::Unverified, what).hint("what is missing was cut off, moved away or lost"));
-    }
-    let checkpoints = checkpoints::verify(&files, &first, &demands.certificate, global)?;
+    let mut checkpoints = Checkpoints::by(checkpoints::keys(&demands.certificate, config.as_ref())?);
+    let Chain { lines, first, last } = chain(&files, demands, noted.as_ref(), &mut checkpoints)?;
+    checkpoints::judge(&checkpoints, &last, &demands.certificate, config.as_ref())?;
+    let (count, signed) = (checkpoints.count, checkpoints.last);
+    let unsigned = checkpoints.unsigned(&last);
     let json = json!({
         "records": lines, "first": first.seq + 1, "last": last.seq, "last_hash": last.hash,
-        "checkpoints": checkpoints.count, "last_checkpoint": checkpoints.last,
+        "checkpoints": count, "last_checkpoint": signed, "unsigned": unsigned,
     });
     let text = match lines {
         0 => "no records".to_owned(),
         _ => format!("{lines} records, {} to {}: whole\nlast hash {}", first.seq + 1, last.seq, last.hash),
     };
-    let text = match checkpoints.count {
+    let text = match count {
         0 => text,
-        count => format!("{text}\ncheckpoints {count}, signed up to record {}", checkpoints.last),
+        count => format!("{text}\ncheckpoints {count}, signed up to record {signed}, {unsigned} behind it"),
     };
     global.show(&json, text)?;
     if lines > 0 && first.seq > 0 {
         global.note("It continues a log that is not here: name the older ones as well.");
-    }
-    let unsigned = last.seq.saturating_sub(checkpoints.last.max(first.seq));
-    if every.is_some_and(|every| unsigned > every.saturating_mul(2)) {
-        global.note(format!("No checkpoint stands behind the last {unsigned} records: was the device away?"));
     }
     Ok(())
 }
@@ -135,38 +134,58 @@ struct Chain {
 }
 
 /// Follows the chain over all files.
-fn chain(files: &[PathBuf], demands: &Demands) -> Result<Chain, Failure> {
-    let mut before: Option<Head> = None;
-    let mut first = None;
-    let mut lines = 0;
-    let mut met = false;
+fn chain(
+    files: &[PathBuf],
+    demands: &Demands,
+    noted: Option<&Head>,
+    checkpoints: &mut Checkpoints,
+) -> Result<Chain, Failure> {
+    let (mut before, mut first, mut lines) = (None, None, 0);
+    let (mut met, mut changed) = (false, false);
+    let mut each = |before: &Head, after: &Head, line: &[u8]| {
+        checkpoints.follow(before, after, line);
+        let mut heads = [before, after].into_iter();
+        met |= heads.clone().any(|head| demands.expect.as_ref() == Some(&head.hash));
+        changed |= heads.any(|head| noted.is_some_and(|noted| noted.seq == head.seq && noted.hash != head.hash));
+    };
     for file in files {
-        let unreadable = unreadable(file);
-        let log = BufReader::new(File::open(file).map_err(&unreadable)?);
-        let verified = verify(log, before.take()).map_err(|broken| match broken {
-            Broken::Io(error) => unreadable(error),
-            broken @ Broken::Line { .. } => Failure::with(Exit::Unverified, format!("{}: {broken}", file.display()))
-                .hint("keep a copy as evidence, and compare with what was shipped elsewhere"),
+        let log = BufReader::new(open(file).map_err(unreadable(file))?);
+        let verified = verify_each(log, before.take(), &mut each).map_err(|broken| match broken {
+            Broken::Io(error) => unreadable(file)(error),
+            broken @ Broken::Line { .. } => {
+                Failure::with(Exit::Unverified, format!("{}: {broken}", file.display())).hint(EVIDENCE)
+            }
         })?;
         lines += verified.lines;
-        if let Some(hash) = &demands.expect {
-            met |= verified.last.hash == *hash || follows(file, hash).map_err(&unreadable)?;
-        }
         first.get_or_insert(verified.first);
         before = Some(verified.last);
     }
     let (first, last) = (first.unwrap_or_else(Head::start), before.unwrap_or_else(Head::start));
+    let unverified = |what: String| Failure::with(Exit::Unverified, what);
+    if let Some(noted) = noted.filter(|noted| noted.seq > last.seq) {
+        let what = format!("the log ends with record {}, and signetd noted that it wrote {}", last.seq, noted.seq);
+        return Err(unverified(what).hint("what is missing was cut off, moved away or lost"));
+    }
+    if let Some(noted) = noted.filter(|_| changed) {
+        let what = format!("record {} is not the one that signetd noted when it wrote it", noted.seq);
+        return Err(unverified(what).hint(EVIDENCE));
+    }
     if demands.from_start && first.seq > 0 {
-        return Err(Failure::with(Exit::Unverified, format!("the log begins with record {}", first.seq + 1))
+        return Err(unverified(format!("the log begins with record {}", first.seq + 1))
             .hint("name the older logs as well, the oldest first; where there are none, they were removed"));
     }
-    if let Some(hash) = &demands.expect
-        && !met
-    {
-        return Err(Failure::with(Exit::Unverified, format!("no record has the hash {hash}"))
+    if let Some(hash) = demands.expect.as_ref().filter(|_| !met) {
+        return Err(unverified(format!("no record has the hash {hash}"))
             .hint("name all logs since; where none has it, records were removed or written anew"));
     }
     Ok(Chain { lines, first, last })
+}
+
+/// What signetd noted beside its log.
+fn note_beside(log: &Path) -> Option<Head> {
+    let mut note = String::new();
+    open(&Head::noted_beside(log)).ok()?.take(LONGEST_NOTE).read_to_string(&mut note).ok()?;
+    Head::of_note(&note)
 }
 
 fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result<(), Failure> {
@@ -174,10 +193,13 @@ fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result
     let mut last = VecDeque::new();
     for file in files.iter().rev() {
         let mut of_file = VecDeque::new();
-        for line in BufReader::new(File::open(file).map_err(unreadable(file))?).split(b'\n') {
-            let line = line.map_err(unreadable(file))?;
-            // What is no record is for verify to tell.
-            of_file.extend(serde_json::from_slice(&line).ok().filter(wanted));
+        let mut log = BufReader::new(open(file).map_err(unreadable(file))?);
+        let mut line = Vec::new();
+        while (&mut log).take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(unreadable(file))? > 0 {
+            // What is no record is for verify to tell; of a line without end each part is none.
+            let record = serde_json::from_slice(&line).ok().filter(wanted);
+            line.clear();
+            of_file.extend(record);
             if of_file.len() + last.len() > most {
                 of_file.pop_front();
             }
@@ -194,7 +216,8 @@ fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result
 
 /// A record for people: a decision, or an event in the life of the log.
 fn row(record: &Value) -> Vec<String> {
-    let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+    // One line, whoever wrote the record: on the way to the terminal line breaks are all that is left of what controls it.
+    let text = |name: &str| record[name].as_str().unwrap_or_default().replace('\n', "\\n");
     let time = text("time").get(..19).map(|time| format!("{time}Z")).unwrap_or_default();
     if record.get("event").is_some() {
         let mut rest = record.clone();
@@ -206,30 +229,13 @@ fn row(record: &Value) -> Vec<String> {
     let uid = record["uid"].as_u64().and_then(|uid| u32::try_from(uid).ok()).unwrap_or(u32::MAX);
     let user = User::from_uid(uid.into()).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
     let why = match (record["reason"].as_str(), record["rule"].as_u64()) {
-        (Some(reason), _) => reason.to_owned(),
+        (Some(_), _) => text("reason"),
         (None, Some(rule)) => format!("by rule {rule}, {}", text("device")).trim_end_matches(", ").to_owned(),
         (None, None) => String::new(),
     };
     vec![time, user, text("rpc"), text("account"), text("outcome"), why]
 }
 
-/// Whether any line follows one of this hash. In JSON, no text of a caller's looks like this.
-fn follows(file: &Path, hash: &str) -> io::Result<bool> {
-    let link = format!("\"prev\":\"{hash}\"");
-    for line in BufReader::new(File::open(file)?).lines() {
-        if line?.contains(&link) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// The log and the files that were rotated before it, the oldest first.
-fn whole_log(audit: Audit) -> Vec<PathBuf> {
-    let old = (1..=audit.rotation.keep).rev().map(|number| Rotation::old(&audit.path, number));
-    let mut files: Vec<_> = old.filter(|file| file.exists()).collect();
-    if files.is_empty() || audit.path.exists() {
-        files.push(audit.path);
-    }
-    files
-}
+const EVIDENCE: &str = "keep a copy as evidence, and compare with what was shipped elsewhere";
+/// A note is shorter.
+const LONGEST_NOTE: u64 = 100;

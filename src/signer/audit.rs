@@ -22,6 +22,7 @@ use crate::access::{Denied, Permit, Request};
 use crate::audit::{Checkpoint, Fsync, Head, Rotation};
 use crate::key::{Digest, Hash, KeyId, hexadecimal, sha256};
 use journal::Journal;
+pub(super) use log::Extent;
 pub use log::OpenError;
 use writer::Writer;
 
@@ -65,6 +66,40 @@ struct Entry {
     outcome: &'static str,
 }
 
+/// What is no decision, and stands in the log all the same.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Event {
+    /// A device has signed how far the log has come.
+    Checkpoint(Checkpoint),
+    /// The log held so many records behind its last checkpoint, or none, when the daemon started.
+    Unsigned {
+        /// Tells it from other records.
+        event: &'static str,
+        time: String,
+        records: u64,
+    },
+}
+
+impl Event {
+    pub(super) fn unsigned(records: u64) -> Self {
+        Self::Unsigned { event: "unsigned", time: timestamp(SystemTime::now()), records }
+    }
+
+    #[cfg(test)]
+    fn checkpoint(of: &Head) -> Self {
+        Self::Checkpoint(Checkpoint {
+            event: crate::audit::CheckpointEvent::Checkpoint,
+            time: String::new(),
+            of: of.seq,
+            hash: of.hash.clone(),
+            kid: "test".parse().unwrap(),
+            algorithm: crate::key::Algorithm::Rs256,
+            signature: String::new(),
+        })
+    }
+}
+
 impl Entry {
     /// Whether it tells of a request of which nothing was allowed.
     fn is_refusal(&self) -> bool {
@@ -90,14 +125,19 @@ impl Audit {
         Ok(self)
     }
 
-    /// The last record, unless others are about to be written.
-    pub(super) fn written(&self) -> Option<Head> {
-        self.writer.written()
+    /// The last record, once all that waited is written; none where that can't be.
+    pub(super) async fn written(&self) -> Option<Head> {
+        self.writer.written().await
     }
 
-    /// Writes a checkpoint.
-    pub(super) async fn checkpoint(&self, checkpoint: Checkpoint) {
-        self.writer.checkpoint(checkpoint).await;
+    /// Which files it is now, and how far it has come.
+    pub(super) fn extent(&self) -> Extent {
+        self.writer.extent()
+    }
+
+    /// Writes an event; false where that can't be now, or where a checkpoint comes too late.
+    pub(super) async fn tell(&self, event: Event) -> bool {
+        self.writer.tell_event(event).await
     }
 
     /// What its records amount to.

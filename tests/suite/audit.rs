@@ -12,7 +12,7 @@ use signet::proto::{self, mint_jwt_access_token_request as mint};
 use tonic::Code;
 
 use crate::signing::on_softhsm;
-use crate::support::daemon::{ACCOUNT, TestDaemon, payload, reason};
+use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon, payload, reason};
 use crate::support::signetctl;
 use crate::support::softhsm::SoftHsm;
 
@@ -54,6 +54,41 @@ async fn a_log_that_is_gone_at_the_next_start_is_missed() {
     assert!(exit == Some(5) && said.contains("begins with record 4"), "{said}");
     let (exit, said) = verified_with(&daemon, &["--expect", &noted]);
     assert!(exit == Some(5) && said.contains("no record has the hash"), "{said}");
+}
+
+#[tokio::test]
+async fn a_log_that_is_removed_under_a_running_daemon_is_missed() {
+    let Some((_token, daemon)) = on_softhsm().await else { return };
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    fs::remove_file(daemon.audit_file()).unwrap();
+    daemon.client().sign_blob(payload(b"message")).await.unwrap();
+    daemon.wait_for_log("the audit log was removed while it was written");
+    let log = daemon.audit();
+    assert_eq!((&log[0]["seq"], &log[1]["event"], &log[1]["found"]), (&2.into(), &"gap".into(), &0.into()));
+}
+
+/// The folder is the daemon's, and whoever reads the log may be root.
+#[test]
+fn what_is_no_file_where_a_log_should_be_holds_up_nobody_who_reads_it() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    let old = |number| signet::audit::Rotation::old(&daemon.audit_file(), number);
+    let read = |command| signetctl(&daemon.config_file()).args(["audit", command]).output().unwrap();
+    let refused = || ["verify", "tail"].map(read).iter().all(|output| output.status.code() == Some(1));
+    nix::unistd::mkfifo(&old(2), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(refused(), "a pipe");
+    fs::remove_file(old(2)).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", old(1)).unwrap();
+    assert!(refused(), "a link");
+    fs::remove_file(old(1)).unwrap();
+    let long = OpenOptions::new().write(true).create(true).truncate(true).open(daemon.audit_file()).unwrap();
+    long.set_len(100 << 20).unwrap();
+    let verified = read("verify");
+    let said = String::from_utf8(verified.stderr).unwrap();
+    assert!(verified.status.code() == Some(5) && said.contains("longer than any record"), "{said}");
+    assert!(read("tail").status.success());
+    fs::write(daemon.audit_file(), "{\"time\":\"x\",\"outcome\":\"a\\nb\\u001b[2J\",\"rpc\":\"\"}\n").unwrap();
+    let told = String::from_utf8(read("tail").stdout).unwrap();
+    assert!(told.lines().count() == 1 && !told.contains('\u{1b}') && told.contains("a\\nb"), "{told}");
 }
 
 #[tokio::test]

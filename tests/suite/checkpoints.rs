@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Map, Value};
 use signet::audit::{Checkpoint, Head};
+use signet::proto::{SignBlobRequest, sign_blob_request};
 use tonic::Code;
 use tonic_health::ServingStatus;
 
@@ -91,15 +93,53 @@ async fn the_device_signs_how_far_the_log_has_come_and_nobody_writes_it_anew() {
         }
     });
     let cut: String = log.lines().take(4).map(|line| format!("{line}\n")).collect();
-    for (log, expected) in [
-        (&forged, "the checkpoint of record 3 is of another log"),
-        (&adapted, "was signed by no key that is known"),
-        (&cut, "ends with record 4, and signetd noted that it wrote 8"),
+    let last_changed = log.replacen("\"of\":7", "\"of\":6", 1);
+    let mut stripped = log.lines().filter(|line| !line.contains("\"checkpoint\"")).collect::<Vec<_>>();
+    stripped.extend([stripped[0]; 2]);
+    let stripped = rewritten(&stripped.join("\n"), |_, _| ());
+    // Whoever writes the log anew writes the note anew as well.
+    let noted = |log: &str| signet::audit::verify(log.as_bytes(), None).unwrap().last.note();
+    let note = noted(&log);
+    for (log, note, expected) in [
+        (&forged, noted(&forged), "the checkpoint of record 3 is of another log"),
+        (&adapted, noted(&adapted), "was signed by no key that is known"),
+        (&cut, note.clone(), "ends with record 4, and signetd noted that it wrote 8"),
+        (&last_changed, note, "record 8 is not the one that signetd noted when it wrote it"),
+        (&stripped, noted(&stripped), "no checkpoint stands behind the last 8 records"),
     ] {
         fs::write(daemon.audit_file(), log).unwrap();
-        let (exit, said) = verified(&daemon, &[]);
+        fs::write(Head::noted_beside(&daemon.audit_file()), note).unwrap();
+        let (exit, said) = verified(&daemon, &["--quiet"]);
         assert!(exit == Some(5) && said.contains(expected), "{said}");
     }
+}
+
+/// Nothing that is here is told of by the checkpoint of a record that is not; and signetd does not sign over it in silence.
+#[tokio::test]
+async fn a_log_that_begins_elsewhere_with_an_old_checkpoint_is_no_signed_one() {
+    let Some((_token, mut daemon, kid)) = on_softhsm().await else { return };
+    sign_three(&daemon).await;
+    assert!(daemon.stop().success());
+    let log = fs::read_to_string(daemon.audit_file()).unwrap();
+    let (mut head, mut forged) = (Head { hash: "f".repeat(64), seq: 81_040 }, Vec::new());
+    for line in log.lines().chain(log.lines().take(3)) {
+        let mut record: Map<String, Value> = serde_json::from_str(line).unwrap();
+        record.retain(|name, _| name != "prev" && name != "seq");
+        head.append(&record, &mut forged).unwrap();
+    }
+    fs::write(daemon.audit_file(), forged).unwrap();
+    fs::remove_file(Head::noted_beside(&daemon.audit_file())).unwrap();
+    let certificate = daemon.state().join(format!("certificates/{kid}.pem"));
+    for more in [&[][..], &["--certificate", certificate.to_str().unwrap()]] {
+        let (exit, said) = verified(&daemon, more);
+        assert!(exit == Some(5) && said.contains("no checkpoint stands behind"), "{said}");
+    }
+    daemon.spawn();
+    daemon.wait_for_log("no checkpoint stands behind what the audit log held at the start");
+    eventually("a checkpoint", async || checkpoints(&daemon).len() == 2).await;
+    let events: Vec<_> = daemon.audit().into_iter().filter(|line| line.get("event").is_some()).collect();
+    assert_eq!((&events[1]["event"], &events[1]["records"]), (&"unsigned".into(), &81_047.into()));
+    assert_eq!(events[2]["event"], "checkpoint");
 }
 
 /// Neither of a checkpoint's text, nor with another account's key: that account's callers may sign digests.
@@ -115,9 +155,24 @@ async fn no_caller_gets_a_checkpoint_signed() {
     sign_three(&daemon).await;
     let other = "other@project.iam.gserviceaccount.com";
     let text = fs::read_to_string(daemon.config_file()).unwrap();
-    let account = format!("checkpoint_every = 3\ncheckpoint_account = \"{other}\"\n");
-    let text = text.replace("checkpoint_every = 3\n", &account);
-    daemon.configure(&format!("{text}\n[[account]]\nemail = \"{other}\"\n"));
+    let moved =
+        text.replace("checkpoint_every = 3\n", &format!("checkpoint_every = 3\ncheckpoint_account = \"{other}\"\n"));
+    let moved = format!("{moved}\n[[account]]\nemail = \"{other}\"\n");
+    let removed = text.replace("checkpoint_every = 3\n", "");
+    for intact in [&moved, &removed] {
+        daemon.configure(intact);
+        let (exit, said) = verified(&daemon, &[]);
+        assert!(exit == Some(0) && said.contains("checkpoints 1"), "{said}");
+    }
+    // Until a restart, the account is the one that signs.
+    let forging = removed.replace("\"sign-blob\"", "\"sign-digest\", \"sign-blob\"");
+    assert_ne!(forging, removed);
+    daemon.configure(&forging);
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("a rule allows sign-digest with the account that signs checkpoints");
+    let input = Some(sign_blob_request::Input::Digest(vec![0; 32].into()));
+    let refused = daemon.client().sign_blob(SignBlobRequest { input, ..payload(b"") }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
     let (exit, said) = verified(&daemon, &[]);
     assert!(exit == Some(5) && said.contains("was signed by no key that is known"), "{said}");
 }
@@ -149,6 +204,6 @@ async fn the_journal_is_told_each_record_and_missed_by_nobody() {
     assert_eq!(String::from_utf8_lossy(&entry[..length]), expected);
     drop(journal);
     daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
-    daemon.wait_for_log("the journal does not take audit records");
+    daemon.wait_for_log("the journal does not take audit records: these are in the log alone");
     assert_eq!(daemon.audit().len(), 2);
 }

@@ -10,7 +10,7 @@ use nix::fcntl::Flock;
 use serde::Serialize;
 
 use super::journal::Journal;
-use crate::audit::{Head, Rotation};
+use crate::audit::{Head, LONGEST_LINE, Rotation};
 use crate::file;
 
 /// The open file, locked against a second daemon.
@@ -41,6 +41,17 @@ pub(super) enum Written {
     Something,
     /// Nothing waited.
     Nothing,
+}
+
+/// How far a log has come.
+#[derive(Debug)]
+pub(in crate::signer) struct Extent {
+    /// Its files, the oldest first.
+    pub(in crate::signer) files: Vec<PathBuf>,
+    /// Where what was written ends in the last of them.
+    pub(in crate::signer) length: u64,
+    /// Its last record.
+    pub(in crate::signer) end: Head,
 }
 
 /// Why an audit log can't be continued.
@@ -169,7 +180,7 @@ impl LogFile {
         }
         self.file.write_all_at(&self.pending, self.length)?;
         if let Some(journal) = &mut self.journal {
-            journal.tell(&self.pending);
+            journal.tell(&self.pending, self.written + 1);
         }
         self.length += self.pending.len() as u64;
         self.pending.clear();
@@ -180,6 +191,16 @@ impl LogFile {
     /// The last record that was written, unless others are about to be.
     pub(super) fn written(&self) -> Option<Head> {
         self.pending.is_empty().then(|| self.head.clone())
+    }
+
+    /// Which files it is now, and how far it has come.
+    pub(super) fn extent(&self) -> Extent {
+        Extent { files: self.rotation.files(&self.path), length: self.length, end: self.head.clone() }
+    }
+
+    /// How many records there are since this one.
+    pub(super) const fn since(&self, number: u64) -> u64 {
+        self.head.seq.saturating_sub(number)
     }
 
     /// Whether the record of this number was written.
@@ -241,7 +262,13 @@ impl LogFile {
         }
         // The names too must outlast a power cut.
         File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        let is_removed = self.file.metadata()?.nlink() == 0;
         (self.file, self.inode, self.length) = (file, inode(&metadata), 0);
+        if is_removed {
+            let found = last_of_old(&self.path).map_or(0, |head| head.seq);
+            tracing::error!(path = %self.path.display(), found, written = self.written, "the audit log was removed while it was written; the chain goes on");
+            self.add(&Gap { event: "gap", found })?;
+        }
         Ok(0)
     }
 }
@@ -309,6 +336,3 @@ fn lock(path: &Path) -> Result<Flock<File>, OpenError> {
 fn last_line(lines: &[u8]) -> &[u8] {
     lines.rsplit(|byte| *byte == b'\n').next().unwrap_or(lines)
 }
-
-/// Longer than any record: texts in it are cut, and a torn line is shorter than a whole one.
-const LONGEST_LINE: u64 = 64 << 10;

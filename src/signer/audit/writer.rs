@@ -20,10 +20,10 @@ use tokio::time::timeout_at;
 
 use super::super::metrics::Requests;
 use super::journal::Journal;
-use super::log::{LogFile, OpenError, Unanswered, Written};
+use super::log::{Extent, LogFile, OpenError, Unanswered, Written};
 use super::refusals::{Refusals, Shared};
-use super::{Entry, OK, UNWRITABLE};
-use crate::audit::{Checkpoint, Fsync, Head, Rotation};
+use super::{Entry, Event, OK, UNWRITABLE};
+use crate::audit::{Fsync, Head, Rotation};
 use behind::Thread;
 
 /// The log, and the way to the thread that writes what is not written at once.
@@ -64,7 +64,9 @@ enum Message {
     /// To be written, where it has no number, and so was not added to what is; whoever waits is told whether it was.
     Entry { entry: Box<Entry>, number: Option<u64>, reply: Option<oneshot::Sender<bool>> },
     /// To be written; whoever waits is told whether it was.
-    Checkpoint(Box<Checkpoint>, oneshot::Sender<bool>),
+    Event(Box<Event>, oneshot::Sender<bool>),
+    /// Write what waits; whoever asks is told which record is the last then.
+    Head(oneshot::Sender<Option<Head>>),
     /// Begin a new file.
     Rotate,
     /// Sync what stands before this; whoever waits is told then.
@@ -121,17 +123,21 @@ impl Writer {
         self.log.lock().file.journal = Some(journal);
     }
 
-    /// The last record, unless others are about to be written.
-    pub(super) fn written(&self) -> Option<Head> {
-        self.log.try_lock().and_then(|open| open.file.written())
+    /// The last record, once all that waited is written; none where that can't be.
+    pub(super) async fn written(&self) -> Option<Head> {
+        let (reply, written) = oneshot::channel();
+        if self.send(Message::Head(reply)) { written.await.ok().flatten() } else { None }
     }
 
-    /// Writes a checkpoint. Where that is not possible yet, it is written first as soon as it is.
-    pub(super) async fn checkpoint(&self, checkpoint: Checkpoint) {
+    /// Which files it is now, and how far it has come.
+    pub(super) fn extent(&self) -> Extent {
+        self.log.lock().file.extent()
+    }
+
+    /// Writes an event, where that is not possible yet first as soon as it is. False until then, and for a late checkpoint.
+    pub(super) async fn tell_event(&self, event: Event) -> bool {
         let (reply, written) = oneshot::channel();
-        if self.send(Message::Checkpoint(Box::new(checkpoint), reply)) {
-            let _ = written.await;
-        }
+        self.send(Message::Event(Box::new(event), reply)) && written.await.unwrap_or(false)
     }
 
     /// Waits until all is on disk. False where that takes longer.
@@ -350,12 +356,40 @@ impl Writer {
 #[cfg(all(test, not(feature = "model")))]
 mod tests {
     use super::*;
+    use crate::audit::WINDOW;
+
+    fn open(folder: &tempfile::TempDir) -> Result<Writer, OpenError> {
+        let rotation = Rotation { max_size: u64::MAX, keep: 1 };
+        Writer::open(&folder.path().join("audit.log"), Fsync::Never, rotation)
+    }
+
+    #[tokio::test]
+    async fn the_last_record_is_known_however_many_are_about_to_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = open(&folder).unwrap();
+        // As whoever lets others run before he writes.
+        writer.log.lock().file.add(&Unanswered::new(1)).unwrap();
+        assert_eq!(writer.written().await.unwrap().seq, 1);
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_of_a_record_too_far_back_to_be_looked_for_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = open(&folder).unwrap();
+        writer.log.lock().file.add(&Unanswered::new(1)).unwrap();
+        let head = writer.written().await.unwrap();
+        for _ in 1..WINDOW {
+            writer.log.lock().file.add(&Unanswered::new(1)).unwrap();
+        }
+        assert!(writer.tell_event(Event::checkpoint(&head)).await, "just in time");
+        assert!(!writer.tell_event(Event::checkpoint(&head)).await);
+        assert_eq!(writer.written().await.unwrap().seq, WINDOW as u64 + 1);
+    }
 
     #[test]
     fn without_its_thread_the_log_counts_as_unwritable_whatever_is_written_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
-        let rotation = Rotation { max_size: u64::MAX, keep: 1 };
-        let writer = Writer::open(&folder.path().join("audit.log"), Fsync::Never, rotation).unwrap();
+        let writer = open(&folder).unwrap();
         assert!(writer.is_writable());
         drop(Ended(Arc::clone(&writer.log)));
         // Whoever had begun to write when the thread ended.

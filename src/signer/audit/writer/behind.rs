@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::OK;
 use super::super::log::Unanswered;
+use super::super::{Event, OK};
 use super::sync::atomic::Ordering;
 use super::sync::{Arc, mpsc};
 use super::{Ended, Log, Message, OpenLog, SYNC_INTERVAL};
+use crate::audit::WINDOW;
 
 /// The thread that writes what could take long.
 pub(super) struct Thread {
@@ -43,19 +44,21 @@ impl Thread {
         let at_once = batch.iter().any(|message| matches!(message, Message::Flush(_)));
         let refused = self.log.refusals.take(Instant::now(), at_once);
         let mut open = self.log.lock();
+        let taken = batch.len();
+        batch.retain(|message| !matches!(message, Message::Event(event, _) if is_late(event, &open)));
         if batch.iter().any(|message| matches!(message, Message::Rotate)) {
             open.file.rotate();
         }
         let added = batch.iter_mut().try_for_each(|message| match message {
             Message::Entry { entry, number: number @ None, .. } => open.file.add(entry).map(|new| *number = Some(new)),
-            Message::Checkpoint(checkpoint, _) => open.file.add(checkpoint).map(drop),
+            Message::Event(event, _) => open.file.add(event).map(drop),
             _ => Ok(()),
         });
         let added = refused.as_ref().map_or(Ok(()), |refused| open.file.add(&refused.line()).map(drop)).and(added);
         let fsync = self.log.fsync;
         let outcome = open.write(fsync).and(added).and_then(|()| open.sync_where_due(fsync));
         let written = self.log.tell(&open, &outcome);
-        self.log.waiting.fetch_sub(batch.len(), Ordering::AcqRel);
+        self.log.waiting.fetch_sub(taken, Ordering::AcqRel);
         if let Some(refused) = refused {
             refused.tell(written);
         }
@@ -87,13 +90,22 @@ impl Thread {
                 }
                 None
             }
-            Message::Checkpoint(_, reply) => {
+            Message::Event(_, reply) => {
                 let _ = reply.send(written);
+                None
+            }
+            Message::Head(reply) => {
+                let _ = reply.send(open.file.written().filter(|_| written));
                 None
             }
             Message::Rotate | Message::Look => None,
         }
     }
+}
+
+/// Whether whoever verifies the log would no longer find the record that a checkpoint is about.
+fn is_late(event: &Event, open: &OpenLog) -> bool {
+    matches!(event, Event::Checkpoint(checkpoint) if open.file.since(checkpoint.of) >= WINDOW as u64)
 }
 
 const BATCH: usize = 1024;
