@@ -6,7 +6,7 @@
 mod checkpoints;
 
 use std::fs::File;
-use std::io::{self, BufRead, Read as _};
+use std::io::{self, BufRead, Read};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -106,8 +106,16 @@ impl Head {
     }
 
     /// The head that a note tells; none where it is no note.
-    #[must_use]
-    pub fn of_note(note: &str) -> Option<Self> {
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    pub fn read_note(file: impl Read) -> io::Result<Option<Self>> {
+        let mut note = String::new();
+        file.take(LONGEST_NOTE).read_to_string(&mut note)?;
+        Ok(Self::of_note(&note))
+    }
+
+    fn of_note(note: &str) -> Option<Self> {
         let (seq, hash) = note.strip_suffix('\n')?.split_once(' ')?;
         Some(Self { hash: (hash.len() == 64).then(|| hash.to_owned())?, seq: seq.parse().ok()? })
     }
@@ -231,6 +239,8 @@ pub fn open(path: &Path) -> io::Result<File> {
 
 /// Longer than any record: texts in it are cut, and a torn line is shorter than a whole one.
 pub const LONGEST_LINE: u64 = 64 << 10;
+/// A note is shorter.
+const LONGEST_NOTE: u64 = 100;
 
 #[cfg(test)]
 mod tests {

@@ -117,13 +117,12 @@ impl Config {
         let accounts = rules::accounts(source, written.account)?;
         let rules = rules::compile(source, &accounts, written.allow)?;
         let policy = Policy::new(accounts, rules);
-        let checkpoints = checkpoints(source, &written.audit, &policy)?;
         let config = Self {
             listen: Listen::new(source, folder, written.listen)?,
             devices: devices::compile(source, folders, &state_dir, written.device)?,
+            audit: Audit::new(source, folder, &state_dir, &policy, written.audit)?,
             policy,
             exchanges,
-            audit: Audit { checkpoints, ..Audit::new(source, folder, &state_dir, written.audit)? },
             metadata: http::metadata(source, written.metadata)?,
             cache_entries: if written.cache.enabled { written.cache.entries.get() } else { 0 },
             max_client_cache_time: written.max_client_cache_time.map_or(DEFAULT_CACHE_TIME, |span| span.0),
@@ -189,7 +188,14 @@ impl Config {
 }
 
 impl Audit {
-    fn new(source: Source<'_>, folder: &Path, state_dir: &StateDir, written: file::Audit) -> Result<Self, ConfigError> {
+    fn new(
+        source: Source<'_>,
+        folder: &Path,
+        state_dir: &StateDir,
+        policy: &Policy,
+        written: file::Audit,
+    ) -> Result<Self, ConfigError> {
+        let checkpoints = checkpoints(source, &written, policy)?;
         let keep = written.keep.as_ref().map_or(DEFAULT_KEEP, |keep| *keep.get_ref());
         if let Some(written) = written.keep.filter(|_| !(1..=MOST_KEPT).contains(&keep)) {
             let remedy = format!("write a number from 1 to {MOST_KEPT}");
@@ -200,7 +206,7 @@ impl Audit {
             fsync: written.fsync,
             rotation: Rotation { max_size: written.max_size.map_or(DEFAULT_MAX_SIZE, |size| size.0), keep },
             journal: written.journal.map(|socket| folder.join(socket)),
-            checkpoints: None,
+            checkpoints,
         })
     }
 }

@@ -183,9 +183,7 @@ fn chain(
 
 /// What signetd noted beside its log.
 fn note_beside(log: &Path) -> Option<Head> {
-    let mut note = String::new();
-    open(&Head::noted_beside(log)).ok()?.take(LONGEST_NOTE).read_to_string(&mut note).ok()?;
-    Head::of_note(&note)
+    Head::read_note(open(&Head::noted_beside(log)).ok()?).ok()?
 }
 
 fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result<(), Failure> {
@@ -237,5 +235,3 @@ fn row(record: &Value) -> Vec<String> {
 }
 
 const EVIDENCE: &str = "keep a copy as evidence, and compare with what was shipped elsewhere";
-/// A note is shorter.
-const LONGEST_NOTE: u64 = 100;

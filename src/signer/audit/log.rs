@@ -320,10 +320,9 @@ fn last_of_old(path: &Path) -> Result<Head, OpenError> {
 fn open_note(path: &Path) -> io::Result<(File, Option<Head>)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(Head::noted_beside(path))?;
-    let mut note = String::new();
-    (&mut file).take(100).read_to_string(&mut note)?;
-    Ok((file, Head::of_note(&note)))
+    let file = options.open(Head::noted_beside(path))?;
+    let head = Head::read_note(&file)?;
+    Ok((file, head))
 }
 
 fn lock(path: &Path) -> Result<Flock<File>, OpenError> {
