@@ -256,7 +256,7 @@ fn log_health(device: &KeyId, health: &Health) {
         Health::Starting => tracing::debug!(%device, "the device is being opened"),
         Health::Ready => tracing::info!(%device, "the device is ready"),
         Health::Down(error) => {
-            tracing::error!(%device, cause = %error, remedy = error.remedy(), "the device can't be used");
+            tracing::error!(%device, cause = %error, remedy = error.remedy(device), "the device can't be used");
         }
     }
 }
@@ -266,7 +266,7 @@ fn log_check(key: &Key, checked: &Result<(), DeviceError>) {
     match checked {
         Ok(()) => tracing::info!(%kid, %device, "the key is in its device"),
         Err(error @ DeviceError::Permanent(_)) => {
-            tracing::error!(%kid, %device, cause = %error, remedy = error.remedy(), "the key can't be used");
+            tracing::error!(%kid, %device, cause = %error, remedy = error.remedy(device), "the key can't be used");
         }
         Err(error) => tracing::warn!(%kid, %device, cause = %error, "could not check the key; trying again"),
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::dispatch::Dispatcher;
@@ -113,8 +113,7 @@ impl Handle {
     pub async fn sign(&self, request: SignRequest) -> Result<Signature, DeviceError> {
         let SignRequest { locator, public_key, algorithm, digest, deadline, turn } = request;
         let work = Work::Sign { algorithm, digest };
-        let (answer, answered) = oneshot::channel();
-        let request = Request { locator, public_key, work, deadline, turn, uid: 0, answer, sent: 0 };
+        let (request, answered) = Request::new(locator, public_key, work, deadline, turn);
         match self.ask(request, answered).await? {
             Answer::Sign(signature) => Ok(signature),
             Answer::PublicKey(_) => Err(DeviceError::Integrity("it answered another question".to_owned())),
@@ -138,8 +137,7 @@ impl Handle {
         deadline: Instant,
     ) -> Result<(), DeviceError> {
         let (turn, work) = (Turn::own(), Work::PublicKey);
-        let (answer, answered) = oneshot::channel();
-        let request = Request { locator, public_key, work, deadline, turn, uid: 0, answer, sent: 0 };
+        let (request, answered) = Request::new(locator, public_key, work, deadline, turn);
         self.ask(request, answered).await.map(drop)
     }
 

@@ -28,7 +28,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::key::{Algorithm, Digest, InvalidKey, KeyLocator, PublicKey, PublicNumbers, Signature};
+use crate::key::{Algorithm, Digest, InvalidKey, KeyId, KeyLocator, PublicKey, PublicNumbers, Signature};
 use crate::trust::{self, Untrusted};
 
 /// A place where private keys live and never leave. Calls block; one worker thread owns it.
@@ -271,21 +271,22 @@ impl DeviceError {
         }
     }
 
-    /// What an operator of the daemon does about it.
+    /// What an operator of the daemon does about it, of this device.
     #[must_use]
-    pub const fn remedy(&self) -> &'static str {
-        match self {
+    pub fn remedy(&self, device: &KeyId) -> String {
+        let remedy = match self {
             Self::Transient(_) | Self::Away(_) | Self::Overloaded { .. } | Self::Late => {
                 "nothing: signetd goes on as soon as the device is back"
             }
-            Self::PinRefused(_) => "correct the PIN file, then: signetctl device unlatch NAME",
+            Self::PinRefused(_) => return format!("correct the PIN file, then: signetctl device unlatch {device}"),
             Self::Permanent(_) => "bring back the device that holds this key, or retire the key: signetctl key retire",
             Self::Misconfigured(_) => {
                 "correct what it says; after a change of the configuration: reload signetd (SIGHUP)"
             }
             Self::Integrity(_) => "do not trust this device before you know why",
             Self::Unsupported(_) => "use a key that the device can sign with",
-        }
+        };
+        remedy.to_owned()
     }
 }
 

@@ -30,11 +30,7 @@ pub(super) struct Job<Locator = KeyLocator> {
 impl Job {
     /// Whether it is the same work with the same key, so that it takes as long.
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        let same_work = match (self.work, other.work) {
-            (Work::Sign { algorithm: one, .. }, Work::Sign { algorithm: other, .. }) => one == other,
-            (one, other) => matches!((one, other), (Work::PublicKey, Work::PublicKey)),
-        };
-        same_work && self.locator == other.locator
+        self.work.algorithm() == other.work.algorithm() && self.locator == other.locator
     }
 }
 
@@ -43,6 +39,16 @@ impl Job {
 pub(super) enum Work {
     PublicKey,
     Sign { algorithm: Algorithm, digest: Digest },
+}
+
+impl Work {
+    /// What a signature is made by.
+    pub(super) const fn algorithm(self) -> Option<Algorithm> {
+        match self {
+            Self::Sign { algorithm, .. } => Some(algorithm),
+            Self::PublicKey => None,
+        }
+    }
 }
 
 /// What a device process says.

@@ -37,7 +37,7 @@ pub struct DeviceStatus {
     /// How it is.
     pub state: DeviceState,
     /// Why it can't be used, or one of its keys can't, and what to do about it.
-    pub trouble: Option<(String, &'static str)>,
+    pub trouble: Option<(String, String)>,
 }
 
 /// How a device is.
@@ -96,10 +96,10 @@ impl Signer {
             let mut keys = keyring.keys().iter().filter(|key| key.is_active() && key.device() == name);
             let (state, trouble) = match handle.health() {
                 Health::Starting => (DeviceState::Starting, None),
-                Health::Down(error) => (DeviceState::Down, Some((error.to_string(), error.remedy()))),
+                Health::Down(error) => (DeviceState::Down, Some((error.to_string(), error.remedy(name)))),
                 Health::Ready => match keys.clone().find_map(|key| key.fault().map(|fault| (key, fault))) {
                     Some((key, fault)) => {
-                        (DeviceState::Down, Some((format!("key {}: {fault}", key.kid()), fault.remedy())))
+                        (DeviceState::Down, Some((format!("key {}: {fault}", key.kid()), fault.remedy(name))))
                     }
                     None if keys.all(|key| key.is_proven()) => (DeviceState::Ready, None),
                     None => (DeviceState::Starting, None),

@@ -77,6 +77,18 @@ fn lock(users: &Mutex<Vec<u32>>) -> MutexGuard<'_, Vec<u32>> {
 }
 
 impl Request {
+    /// One that was never sent, and the way of its answer. Whose it is the queue tells, by its turn.
+    pub(super) fn new(
+        locator: Arc<KeyLocator>,
+        public_key: Arc<PublicKey>,
+        work: Work,
+        deadline: Instant,
+        turn: Turn,
+    ) -> (Self, Answered) {
+        let (answer, answered) = oneshot::channel();
+        (Self { locator, public_key, work, deadline, turn, uid: 0, answer, sent: 0 }, answered)
+    }
+
     /// Whether somebody still waits.
     pub(super) fn is_wanted(&self, now: Instant) -> bool {
         !self.answer.is_closed() && now < self.deadline

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::queue::{Answered, Request, Turn};
@@ -40,18 +39,8 @@ impl Suspects {
         let place = usize::try_from(number).unwrap_or_default().checked_rem(self.proven.len())?;
         let ((locator, algorithm), public_key) = self.proven.iter().nth(place)?;
         let digest = Digest::of(algorithm.hash(), b"signetd: does this device sign again?");
-        let (answer, answered) = oneshot::channel();
-        let request = Request {
-            locator: Arc::clone(locator),
-            public_key: Arc::clone(public_key),
-            work: Work::Sign { algorithm: *algorithm, digest },
-            deadline,
-            turn: Turn::Of(0),
-            uid: 0,
-            answer,
-            sent: 0,
-        };
-        Some((request, answered))
+        let work = Work::Sign { algorithm: *algorithm, digest };
+        Some(Request::new(Arc::clone(locator), Arc::clone(public_key), work, deadline, Turn::Of(0)))
     }
 
     /// The device was lost over it. True where the request is to blame: the device has worked before, but never for this.
@@ -79,10 +68,7 @@ impl Suspects {
 }
 
 fn pair(request: &Request) -> Option<Pair> {
-    match request.work {
-        Work::Sign { algorithm, .. } => Some((Arc::clone(&request.locator), algorithm)),
-        Work::PublicKey => None,
-    }
+    Some((Arc::clone(&request.locator), request.work.algorithm()?))
 }
 
 /// How long what a device failed over is not sent to it.

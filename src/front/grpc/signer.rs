@@ -125,7 +125,6 @@ fn device(status: DeviceStatus) -> proto::DeviceStatus {
         DeviceState::Down => proto::DeviceState::Down,
     };
     let (cause, remedy) = status.trouble.unwrap_or_default();
-    let remedy = remedy.replace("unlatch NAME", &format!("unlatch {}", status.name));
     proto::DeviceStatus { name: status.name.into(), state: state.into(), cause, remedy }
 }
 
