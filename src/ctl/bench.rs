@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use super::failure::Failure;
-use super::{Global, Progress, client, confirm};
+use super::progress::Progress;
+use super::{Global, client, confirm};
 use crate::access::AccountEmail;
 use crate::device::DeviceKind;
 use crate::keyring::Keyring;
@@ -107,7 +108,7 @@ async fn measure(
     clients: u32,
     signatures: u32,
     socket: &Path,
-    progress: &Progress,
+    progress: &Progress<'_>,
 ) -> Result<Measured, Failure> {
     let clients = clients.min(signatures);
     let mut asking = JoinSet::new();

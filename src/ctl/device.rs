@@ -1,5 +1,7 @@
 //! `signetctl device`: sets devices up and looks at them, and opens them for the other provisioning commands.
 
+mod opened;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::env;
@@ -8,7 +10,8 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc;
+use std::thread;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,10 +19,12 @@ use clap::Subcommand;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::failure::{Exit, Failure, explained};
+use self::opened::Patience;
+pub(crate) use self::opened::{Leftover, OpenDevice};
+use super::failure::{Failure, explained};
 use super::{Global, table};
 use crate::config::Config;
-use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, Provision, QUIET_TSS, TokenSelector, latch};
+use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, QUIET_TSS, TokenSelector, TpmParent, latch};
 use crate::file;
 use crate::key::KeyId;
 
@@ -72,10 +77,9 @@ pub(crate) fn open(
     config: &Config,
     name: &KeyId,
     persistent: Option<bool>,
-) -> Result<Box<dyn Provision>, Failure> {
+) -> Result<OpenDevice, Failure> {
     let device = prepare(global, config, name)?;
-    let _progress = global.progress(format!("Opening the device {name}"));
-    device::provision(device, persistent).map_err(|error| unusable(error, device, config))
+    OpenDevice::open(global, device, persistent)?.map_err(|error| unusable(error, device, config))
 }
 
 /// What an error of a device means, where it could not be opened.
@@ -133,18 +137,17 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
     match &device.kind {
         DeviceKind::Pkcs11(_) => {
             let so_pin_file = so_pin_file(device.pin_file().unwrap_or(&config.path), name);
-            let so_pin = || {
-                secret_file(&so_pin_file).map_err(|failure| DeviceError::Misconfigured(failure.to_string()))?;
-                Pin::read(&so_pin_file)
+            let path = so_pin_file.clone();
+            let so_pin = move || {
+                secret_file(&path).map_err(|failure| DeviceError::Misconfigured(failure.to_string()))?;
+                Pin::read(&path)
             };
-            let initialised = {
-                let _progress = global.progress(format!("Initialising the token of {name}"));
-                device::init(device, so_pin)
-            };
-            initialised.map_err(|error| match not_made(error, device, config) {
-                failure if so_pin_file.exists() => failure
+            let initialised = initialise(global, device, format!("Initialising the token of {name}"), so_pin)
+                .and_then(|answer| answer.map_err(|error| not_made(error, device, config)));
+            initialised.map_err(|failure| match so_pin_file.exists() {
+                true => failure
                     .aftermath(format!("the token may have the security officer's PIN in {}", so_pin_file.display())),
-                failure => failure,
+                false => failure,
             })?;
             global.note(format!(
                 "The token is ready. Its security officer's PIN stands in {}: keep it somewhere safe, off this machine.",
@@ -155,10 +158,8 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
         }
         DeviceKind::Tpm(_) => {
             let path = config.state_dir.parent(name);
-            let parent = {
-                let _progress = global.progress(format!("Making the parent key in {name}"));
-                device::init(device, || Err(DeviceError::Misconfigured("a TPM has no security officer".to_owned())))
-            };
+            let no_pin = || Err(DeviceError::Misconfigured("a TPM has no security officer".to_owned()));
+            let parent = initialise(global, device, format!("Making the parent key in {name}"), no_pin)?;
             let parent = parent.map_err(|error| match error {
                 DeviceError::Permanent(_) => explained(error, name).hint(format!(
                     "put the old TPM back; or, where it was replaced or cleared on purpose, rm {}: its keys are lost",
@@ -176,6 +177,20 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             global.show(&json, format!("{name}: parent {:#x}, name {}", parent.handle, parent.name))
         }
     }
+}
+
+/// Has a device initialised. The outer error: it did not answer.
+fn initialise(
+    global: &Global,
+    device: &DeviceConfig,
+    doing: String,
+    so_pin: impl FnOnce() -> Result<Pin, DeviceError> + Send + 'static,
+) -> Result<Result<Option<TpmParent>, DeviceError>, Failure> {
+    let (tell, told) = mpsc::channel();
+    let config = device.clone();
+    thread::spawn(move || tell.send(device::init(&config, so_pin)));
+    let patience = Patience::with(global, device);
+    patience.wait(&told, patience.several(), &doing)
 }
 
 /// Where the PIN of a token's security officer stands: beside its user's PIN.
@@ -224,43 +239,10 @@ pub(crate) fn state(device: &DeviceConfig) -> Cow<'static, str> {
 }
 
 fn show(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
-    let device = prepare(global, config, name)?;
-    let silenced = name.clone();
-    let _patience = Patience::of(device, move || {
-        silent(&silenced).report();
-        Exit::Unavailable
-    });
-    let mut opened = open(global, config, name, None)?;
-    let description = opened.describe().map_err(|error| explained(error, name))?;
+    let description = open(global, config, name, None)?.describe()?;
     let json: BTreeMap<_, _> = description.0.iter().map(|(name, value)| (name, value)).collect();
     let rows: Vec<_> = description.0.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect();
     global.show(&json, table(&rows))
-}
-
-/// A device that does not answer.
-pub(crate) fn silent(name: &KeyId) -> Failure {
-    Failure::with(Exit::Unavailable, format!("device {name}: it does not answer"))
-        .hint("look at the device: is its program stopped, is it plugged in? call_limit says how long is waited")
-}
-
-/// Ends this process where a device has not answered within its call_limit, unless it is dropped before: a thread that is
-/// stuck in a module can't be ended otherwise.
-pub(crate) struct Patience {
-    _end: Sender<()>,
-}
-
-impl Patience {
-    /// Begins to wait; `tell` says that it was in vain.
-    pub(crate) fn of(device: &DeviceConfig, tell: impl FnOnce() -> Exit + Send + 'static) -> Self {
-        let (end, ended) = mpsc::channel();
-        let limit = device.call_limit;
-        std::thread::spawn(move || {
-            if ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                process::exit(tell() as i32);
-            }
-        });
-        Self { _end: end }
-    }
 }
 
 fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Result<(), Failure> {

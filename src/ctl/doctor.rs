@@ -12,8 +12,7 @@ use clap::Args;
 use nix::unistd::{Gid, Group, User, getgroups, getuid};
 use serde::{Deserialize, Serialize};
 
-use super::device::Patience;
-use super::failure::{Exit, Failure};
+use super::failure::Failure;
 use super::{Global, client, device, status};
 use crate::config::Config;
 use crate::device::{DeviceConfig, DeviceKind};
@@ -263,15 +262,9 @@ fn of_device(global: &Global, config: &Config, name: &KeyId) -> Result<Vec<Findi
         // Without a resource manager, two that use one TPM throw out each other's keys. A daemon that can't sign loses nothing.
         return Ok(vec![Finding::good(format!("device {name}: in the hands of signetd, and left alone"))]);
     }
-    let (silenced, named) = (global.clone(), name.clone());
-    let _patience = Patience::of(configured, move || {
-        let mut report = Report { global: &silenced, findings: Vec::new() };
-        let _ = report.add([Finding::failed(&device::silent(&named))]).and_then(|()| report.end());
-        Exit::Failed
-    });
     let mut opened = match device::open(global, config, name, None) {
         Ok(opened) => opened,
-        Err(failure) => return Ok(vec![Finding::failed(&failure.context(format!("device {name}")))]),
+        Err(failure) => return Ok(vec![Finding::failed(&failure)]),
     };
     let mut findings = vec![Finding::good(format!("device {name}: open"))];
     for key in Keyring::load(&config.state_dir)?.keys.iter().filter(|key| key.device == *name) {
@@ -282,8 +275,9 @@ fn of_device(global: &Global, config: &Config, name: &KeyId) -> Result<Vec<Findi
                 format!("key {kid}: {name} holds another key in its place"),
                 "find the right token or TPM; never change the keyring to match",
             ),
-            Err(error) => Finding::bad(
-                format!("key {kid}: {error}"),
+            Err(failure) if opened.is_silent() => Finding::failed(&failure.context(format!("key {kid}"))),
+            Err(failure) => Finding::bad(
+                format!("key {kid}: {failure}"),
                 format!("find the right token or TPM; or signetctl key delete {kid}"),
             ),
         });

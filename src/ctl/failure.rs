@@ -173,5 +173,5 @@ pub(crate) fn explained(error: DeviceError, name: &KeyId) -> Failure {
             (Exit::Usage, format!("signetctl device show {name} tells which algorithms and sizes it has"))
         }
     };
-    Failure::with(exit, error).hint(hint)
+    Failure::with(exit, format!("device {name}: {error}")).hint(hint)
 }

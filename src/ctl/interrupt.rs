@@ -6,6 +6,8 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 
+use super::device::Leftover;
+use super::end_in_time;
 use super::failure::Failure;
 use crate::device::latch;
 
@@ -15,10 +17,10 @@ pub(crate) struct Interrupts(Arc<Mutex<Phase>>);
 enum Phase {
     /// Nothing was made: a signal ends the process.
     Idle,
-    /// Something is being made. The text says where it may be left.
-    Making(String),
-    /// A signal came while something was being made: it is to be undone.
-    Interrupted(String),
+    /// A key is being made.
+    Making(Leftover),
+    /// A signal came while a key was being made: it is to be undone.
+    Interrupted(Leftover),
 }
 
 impl Interrupts {
@@ -36,9 +38,9 @@ impl Interrupts {
         Ok(Self(phase))
     }
 
-    /// From here on something may exist that must be finished or undone. `place` says where to look for it.
-    pub(crate) fn begin(&self, place: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Making(place);
+    /// From here on a key may exist that must be recorded or removed again.
+    pub(crate) fn begin(&self, leftover: Leftover) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Making(leftover);
     }
 
     /// Whether a signal came since [`Self::begin`].
@@ -57,15 +59,15 @@ fn on_signal(phase: &Mutex<Phase>) {
     let mut phase = phase.lock().unwrap_or_else(PoisonError::into_inner);
     let ending = match &*phase {
         Phase::Idle => Failure::new("interrupted; nothing was changed"),
-        Phase::Making(place) => {
+        Phase::Making(leftover) => {
             eprintln!("interrupted: waiting for the device, to remove the new key again; once more leaves at once");
-            *phase = Phase::Interrupted(place.clone());
+            *phase = Phase::Interrupted(leftover.clone());
             return;
         }
-        Phase::Interrupted(place) => Failure::new(format!("interrupted twice; a key may be left in {place}"))
-            .hint("look for it with the device's own tool (pkcs11-tool --list-objects, tpm2_getcap handles-persistent) and remove it"),
+        Phase::Interrupted(leftover) => leftover.told_with(Failure::new("interrupted twice")),
     };
     latch::settle();
     ending.report();
+    end_in_time();
     process::exit(1);
 }

@@ -16,6 +16,7 @@ mod init;
 mod interrupt;
 mod key;
 mod policy;
+mod progress;
 mod publish;
 mod rsa;
 mod shell;
@@ -31,6 +32,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ColorChoice, Parser, Subcommand};
+use nix::sys::signal::{Signal, raise};
 use serde::Serialize;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -53,10 +55,20 @@ pub fn main() -> ExitCode {
         return Failure::new(format!("can't keep secrets out of core files: {error}")).report();
     }
     log_to_stderr(cli.global.quiet);
-    match run(cli.command, &cli.global) {
+    let code = match run(cli.command, &cli.global) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    }
+    };
+    end_in_time();
+    code
+}
+
+/// Ends this process should its end take too long: a module that hangs may hang in its destructors, too.
+fn end_in_time() {
+    std::thread::spawn(|| {
+        std::thread::sleep(LONGEST_END);
+        let _ = raise(Signal::SIGKILL);
+    });
 }
 
 /// Reads a key file's bytes as `key import` does; the error is what a person would be told. For `fuzz/` alone.
@@ -287,36 +299,6 @@ impl Global {
             let _ = writeln!(anstream::stderr(), "{}", Printable(&text.to_string()));
         }
     }
-
-    /// Shows that something is under way, on a terminal, until the result is dropped.
-    fn progress(&self, text: impl fmt::Display) -> Progress {
-        if self.quiet || !io::stderr().is_terminal() {
-            return Progress(None);
-        }
-        let bar = indicatif::ProgressBar::new_spinner().with_message(text.to_string());
-        bar.enable_steady_tick(Duration::from_millis(120));
-        Progress(Some(bar))
-    }
-}
-
-/// A spinner that goes when it is dropped.
-struct Progress(Option<indicatif::ProgressBar>);
-
-impl Progress {
-    /// Tells how far it is.
-    fn say(&self, text: String) {
-        if let Some(bar) = &self.0 {
-            bar.set_message(text);
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 /// Asks on the terminal whether to go on, unless `yes` was said before.
@@ -390,4 +372,5 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+const LONGEST_END: Duration = Duration::from_secs(5);
 const DEFAULT_CONFIG: &str = "/etc/signet/signet.toml";

@@ -755,14 +755,83 @@ fn doctor_finds_what_is_wrong_and_says_how_to_mend_it() {
 fn a_device_that_hangs_is_told_of_in_time() {
     let Some(tpm) = SwTpm::start() else { return };
     let desk = Desk::swtpm(&tpm);
-    let text = fs::read_to_string(desk.path("signet.toml")).unwrap();
-    desk.write("signet.toml", text.replace("kind = \"tpm\"\n", "kind = \"tpm\"\ncall_limit = \"2s\"\n").as_bytes());
+    let kid = desk.done(&["key", "generate", "--device", "tpm"]);
+    let pem = desk.write("key.pem", &openssl(["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "group:P-256"]));
+    let before = fs::read(desk.state().keyring()).unwrap();
+    limit_calls(&desk, "300ms");
     tpm.signal(Signal::SIGSTOP);
-    desk.refused(&["device", "show", "tpm"], 4, "device tpm: it does not answer");
+    for command in [
+        "device show tpm",
+        "key list --device tpm",
+        "key generate --device tpm",
+        &format!("key import --device tpm {}", pem.display()),
+        &format!("key certificate {kid}"),
+        &format!("key delete {kid} --yes --force"),
+    ] {
+        let arguments: Vec<_> = command.split(' ').collect();
+        desk.refused(&arguments, 4, "device tpm: it has not answered for 300ms");
+    }
+    assert_eq!(fs::read(desk.state().keyring()).unwrap(), before);
     let doctor = desk.signetctl(["doctor"]).output().unwrap();
     let found = String::from_utf8(doctor.stdout).unwrap();
-    assert!(found.contains("MEND  device tpm: it does not answer"), "{found}");
+    assert!(found.contains("MEND  device tpm: it has not answered for 300ms"), "{found}");
     assert!(found.contains("no socket"), "it did not go on: {found}");
+}
+
+#[test]
+fn what_is_left_in_a_device_that_hangs_in_the_middle_is_told() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let desk = shimmed(&token, &shim);
+    let kid = desk.done(&["key", "generate", "--device", "hsm"]);
+    let path =
+        desk.write("key.pem", &openssl(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]));
+    limit_calls(&desk, "2s");
+    let silence = "device hsm: it has not answered for 2s";
+
+    shim.tell("hang C_Sign");
+    for arguments in
+        [&["key", "generate", "--device", "hsm"][..], &["key", "import", "--device", "hsm", path.to_str().unwrap()]]
+    {
+        let said = desk.refused(arguments, 4, silence);
+        assert!(said.contains("and is left in hsm as pkcs11:") && said.contains("key list --device hsm"), "{said}");
+    }
+    shim.tell("hang C_DestroyObject");
+    let said = desk.refused(&["key", "delete", &kid, "--yes", "--force"], 4, silence);
+    assert!(said.contains("the keyring still has it"), "{said}");
+
+    shim.tell("");
+    limit_calls(&desk, "20s");
+    assert_eq!(desk.keys("hsm"), (vec![kid.clone()], 2), "they are where they were said to be");
+    desk.done(&["key", "delete", &kid, "--yes", "--force"]);
+}
+
+#[test]
+fn who_waits_for_a_device_is_told_so_and_may_leave() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let desk = shimmed(&token, &shim);
+    shim.tell("hang C_GenerateKeyPair");
+    let mut child = desk.signetctl(["key", "generate", "--device", "hsm"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    for awaited in ["still waiting for the device hsm, for 600s at most", "once more leaves at once"] {
+        while !said.contains(awaited) {
+            assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
+        }
+        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    }
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    assert!(said.contains(&format!("a key may be left in hsm under the label {ACCOUNT}")), "{said}");
+}
+
+/// Changes how long a call may take.
+fn limit_calls(desk: &Desk, limit: &str) {
+    let text = fs::read_to_string(desk.path("signet.toml")).unwrap();
+    let text: String = text.split_inclusive('\n').filter(|line| !line.starts_with("call_limit")).collect();
+    let limited = text.replace("\npin_file =", &format!("\ncall_limit = {limit:?}\npin_file ="));
+    desk.write("signet.toml", limited.as_bytes());
 }
 
 #[test]

@@ -9,12 +9,12 @@ use super::{CertificateProfile, account, discard, issue, lock, now, store, uploa
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::ctl::Global;
-use crate::ctl::device;
+use crate::ctl::device::{self, Leftover, OpenDevice};
 use crate::ctl::failure::{Failure, explained};
 use crate::ctl::import::{self, Material};
 use crate::ctl::interrupt::Interrupts;
-use crate::device::{CreatedKey, DeviceConfig, DeviceError, DeviceKind, NewKey, Provision};
-use crate::key::{Algorithm, KeyId, KeyType};
+use crate::device::{CreatedKey, DeviceConfig, DeviceError, DeviceKind, NewKey};
+use crate::key::{Algorithm, KeyId, KeyLocator, KeyType};
 use crate::keyring::{KeyRecord, KeyState, Keyring};
 
 #[derive(Args, Debug)]
@@ -89,8 +89,7 @@ pub(super) fn generate(options: GenerateOptions, global: &Global, config: &Confi
     let interrupts = Interrupts::hold()?;
     let mut device = device::open(global, config, &options.device, options.common.persistent)?;
     enrolment.run(&interrupts, || {
-        let _progress = global.progress("Generating the key in the device; some take a minute");
-        let created = device.generate(&new).map_err(|error| explained(error, &options.device))?;
+        let created = device.generate(new)?;
         Ok((device, created))
     })
 }
@@ -123,9 +122,7 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
             enrolment.algorithm(expected.key_type())?;
             let mut device = device::open(global, config, &options.device, persistent)?;
             enrolment.run(&interrupts, || {
-                let _progress = global.progress("Importing the key into the device");
-                let created =
-                    device.import(&key, account.as_str()).map_err(|error| explained(error, &options.device))?;
+                let created = device.import(key, account.as_str())?;
                 if created.public_key == expected {
                     return Ok((device, created));
                 }
@@ -136,8 +133,8 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
             })
         }
         Material::Tss2(pem) => enrolment.run(&interrupts, || {
-            let _progress = global.progress("Loading the key into the TPM");
-            crate::device::adopt(device_config, persistent, &pem).map_err(|error| match (&error, &device_config.kind) {
+            let adopted = OpenDevice::adopt(global, device_config, persistent, pem)?;
+            adopted.map_err(|error| match (&error, &device_config.kind) {
                 (DeviceError::Unsupported(_), DeviceKind::Tpm(_)) => explained(error, &device_config.name)
                     .hint("a signing key with noda and without a policy; or signetctl key generate"),
                 (DeviceError::Unsupported(_), DeviceKind::Pkcs11(_)) => explained(error, &device_config.name)
@@ -167,17 +164,17 @@ impl Enrolment<'_> {
     fn run(
         &self,
         interrupts: &Interrupts,
-        create: impl FnOnce() -> Result<(Box<dyn Provision>, CreatedKey), Failure>,
+        create: impl FnOnce() -> Result<(OpenDevice, CreatedKey), Failure>,
     ) -> Result<(), Failure> {
         let _lock = lock(self.global, self.config)?;
         let mut keyring = Keyring::load(&self.config.state_dir)?;
         if let Some(kid) = &self.kid {
             ensure_new(&keyring, kid)?;
         }
-        interrupts.begin(format!("{} under the label {}", self.device.name, self.account));
+        interrupts.begin(Leftover::in_device(self.device, self.account.as_str()));
         let (mut device, created) = create()?;
-        let recorded = self.record(interrupts, device.as_mut(), &created, &mut keyring);
-        let record = recorded.map_err(|failure| self.undo(failure, device.as_mut(), &created))?;
+        let recorded = self.record(interrupts, &mut device, &created, &mut keyring);
+        let record = recorded.map_err(|failure| self.undo(failure, &mut device, &created))?;
         interrupts.end();
         self.tell(&record)
     }
@@ -194,7 +191,7 @@ impl Enrolment<'_> {
     fn record(
         &self,
         interrupts: &Interrupts,
-        device: &mut dyn Provision,
+        device: &mut OpenDevice,
         created: &CreatedKey,
         keyring: &mut Keyring,
     ) -> Result<KeyRecord, Failure> {
@@ -236,13 +233,19 @@ impl Enrolment<'_> {
     }
 
     /// Removes a key that could not be recorded, and says so; or says where it was left.
-    fn undo(&self, failure: Failure, device: &mut dyn Provision, created: &CreatedKey) -> Failure {
+    fn undo(&self, failure: Failure, device: &mut OpenDevice, created: &CreatedKey) -> Failure {
+        let name = &self.device.name;
+        let place = match &created.locator {
+            // It was never kept.
+            KeyLocator::Tss2(_) => return failure.aftermath(format!("nothing of the new key is left in {name}")),
+            KeyLocator::Pkcs11(uri) => uri.clone(),
+            KeyLocator::Handle(handle) => format!("{handle:#x}"),
+        };
         match device.delete(&created.locator) {
-            Ok(()) => failure.aftermath(format!("the new key was removed from {} again", self.device.name)),
-            Err(error) => failure.aftermath(format!(
-                "the new key could not be removed ({error}) and is left in {} as {:?}",
-                self.device.name, created.locator
-            )),
+            Ok(()) => failure.aftermath(format!("the new key was removed from {name} again")),
+            Err(error) => failure
+                .aftermath(format!("the new key could not be removed ({error}) and is left in {name} as {place}"))
+                .hint(Leftover::in_device(self.device, self.account.as_str()).remedy),
         }
     }
 

@@ -11,7 +11,7 @@ use super::{CertificateProfile, discard, find, issue, lock, now, store, upload_c
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::ctl::device;
-use crate::ctl::failure::{Failure, explained};
+use crate::ctl::failure::Failure;
 use crate::ctl::{Global, confirm, date, table};
 use crate::jwt::certificate;
 use crate::key::{KeyId, KeyLocator, KeyType};
@@ -87,7 +87,7 @@ pub(super) fn list(options: &ListOptions, global: &Global, config: &Config) -> R
     }
     if let Some(name) = &options.device {
         let mut opened = device::open(global, config, name, None)?;
-        for found in opened.list().map_err(|error| explained(error, name))? {
+        for found in opened.list()? {
             if keyring.keys.iter().any(|key| found.public_key.as_ref() == Some(&key.public_key)) {
                 continue;
             }
@@ -140,10 +140,7 @@ pub(super) fn certificate(options: CertificateOptions, global: &Global, config: 
     let mut keyring = Keyring::load(&config.state_dir)?;
     let key = find(&mut keyring, &options.kid)?;
     let mut opened = device::open(global, config, &key.device, None)?;
-    let pem = {
-        let _progress = global.progress("Signing the certificate in the device");
-        issue(opened.as_mut(), &key.locator, &key.public_key, key.algorithm, &options.profile)?
-    };
+    let pem = issue(&mut opened, &key.locator, &key.public_key, key.algorithm, &options.profile)?;
     let path = config.state_dir.certificate(&key.kid);
     store(&path, &pem)?;
     global.show(&json!({ "kid": key.kid, "certificate": path, "pem": pem }), &pem)?;
@@ -250,7 +247,12 @@ pub(super) fn delete(options: &DeleteOptions, global: &Global, config: &Config) 
     guard_last(&keyring, &options.kid, options.force)?;
     // The record goes last: until then, the command can be repeated.
     if let Some(mut opened) = opened {
-        opened.delete(&key.locator).map_err(|error| explained(error, &key.device))?;
+        opened.delete(&key.locator).map_err(|failure| match opened.is_silent() {
+            true => failure
+                .aftermath("whether it destroyed the key is not known, and the keyring still has it")
+                .hint(format!("when it answers again, signetctl key delete {0} again; with --forget where signetctl doctor --device {1} finds no key {0}", key.kid, key.device)),
+            false => failure,
+        })?;
     }
     keyring.keys.retain(|other| other.kid != key.kid);
     keyring.save(&config.state_dir)?;

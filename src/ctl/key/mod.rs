@@ -14,11 +14,11 @@ use nix::fcntl::Flock;
 use nix::unistd::{User, geteuid};
 
 pub(super) use self::manage::expiry;
+use super::device::OpenDevice;
 use super::failure::Failure;
 use super::{Global, sign, status};
 use crate::access::AccountEmail;
 use crate::config::Config;
-use crate::device::Provision;
 use crate::file;
 use crate::jwt::certificate::{self, Profile};
 use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey};
@@ -133,7 +133,7 @@ pub(crate) struct CertificateProfile {
 
 /// Has a device sign the certificate of a key in it, and makes sure by it that the device holds the key and signs right.
 fn issue(
-    device: &mut dyn Provision,
+    device: &mut OpenDevice,
     locator: &KeyLocator,
     public_key: &PublicKey,
     algorithm: Algorithm,
@@ -149,12 +149,15 @@ fn issue(
         validity: day * profile.days,
         serial,
     };
+    let mut refused = None;
     let sign = |digest: &Digest| {
-        let signature = device.sign(locator, algorithm, digest).map_err(|error| error.to_string())?;
+        let signature =
+            device.sign(locator, algorithm, digest).map_err(|failure| refused.insert(failure).to_string())?;
         public_key.verify(algorithm, digest, &signature).map_err(|error| format!("the key was tried: {error}"))?;
         Ok(signature)
     };
-    certificate::self_signed(public_key, algorithm, &profile, sign).map_err(Failure::new)
+    let pem = certificate::self_signed(public_key, algorithm, &profile, sign);
+    pem.map_err(|error| refused.unwrap_or_else(|| Failure::new(error)))
 }
 
 /// The key of an id, or an error that lists those there are.
