@@ -228,7 +228,7 @@ pub fn verify_each(
     Ok(Verified { lines, first: first.unwrap_or_else(Head::start), last })
 }
 
-/// Opens a file beside the log to read it. Its folder is the daemon's: what stands there may be no file, and is then refused.
+/// Opens a log, or the note beside one, to read it. Its folder is the daemon's: what stands there may be no file, and is then refused.
 ///
 /// # Errors
 /// Whatever the file system says.

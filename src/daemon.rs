@@ -16,7 +16,7 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
 use crate::access::AccountEmail;
-use crate::config::{Config, ConfigError, Exchange};
+use crate::config::{Checkpoints, Config, ConfigError, Exchange};
 use crate::device::handle::{Handle, Start};
 use crate::device::launcher::{self, LauncherProcess};
 use crate::device::{self, DeviceConfig};
@@ -59,7 +59,7 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     let arguments: Vec<_> = logging.into_iter().chain([DEVICE_LAUNCHER.into()]).collect();
     let launcher = LauncherProcess::start(&program()?, &arguments, &config.devices, &config.path)
         .context("can't start the launcher of device processes")?;
-    // Who is confined binds no port.
+    // A confined process can bind no port.
     sockets.http = match config.listen.http {
         Some(address) => Some(sockets.http.map_or_else(|| http::bind(address), Ok)?),
         None => None,
@@ -71,7 +71,7 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     log::detach()?;
     let mut audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     if let Some(journal) = &config.audit.journal {
-        audit = audit.telling(journal).context("can't make a socket for audit.journal")?;
+        audit = audit.with_journal(journal).context("can't make a socket for audit.journal")?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let prepared = Prepared { sockets, exchanges, audit: audit.clone() };
@@ -101,7 +101,7 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
     };
     let port = prepared.sockets.http.map(http::Listener::new).transpose().context(NO_PORT)?;
     let signer = Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), prepared.audit);
-    let signer = Arc::new(signer.exchanging(prepared.exchanges));
+    let signer = Arc::new(signer.with_exchanges(prepared.exchanges));
     let health = Readiness::new().await;
     let (reload, reloads) = channel::channel(());
     let watch = Watch {
@@ -151,7 +151,7 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
 fn beside(config: &Config, signer: &Arc<Signer>) -> JoinSet<()> {
     let mut beside = JoinSet::new();
     beside.spawn(Arc::clone(signer).renew());
-    if let Some((every, account)) = config.audit.checkpoints.clone() {
+    if let Some(Checkpoints { every, account }) = config.audit.checkpoints.clone() {
         beside.spawn(Arc::clone(signer).checkpoints(account, every));
     }
     beside.spawn(supervisor::feed_watchdog(Arc::clone(signer)));

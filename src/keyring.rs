@@ -34,7 +34,7 @@ pub struct KeyRecord {
     pub state: KeyState,
     /// When it was generated or imported, in seconds since 1970.
     pub created: u64,
-    /// When it last became active; of several active keys the newest signs.
+    /// When it last became active; of several active keys the newest whose device works signs.
     pub activated: Option<u64>,
     /// When it was retired.
     pub retired: Option<u64>,
@@ -46,7 +46,7 @@ pub struct KeyRecord {
 pub enum KeyState {
     /// Published ahead of its first use.
     Prepared,
-    /// Signs: of several, the newest does.
+    /// Signs: of several, the newest whose device works does.
     Active,
     /// Signs no more; published until what it signed has expired.
     Retired,

@@ -1,4 +1,4 @@
-//! What a process says on standard error: a line an event.
+//! What a process says on standard error: one line for each event.
 //!
 //! From [`detach`] on a thread writes, so that a pipe or a journal that nobody reads holds up nothing else. What it can't write
 //! is kept up to a bound; beyond it lines are lost, and the next line that can be written tells how many.

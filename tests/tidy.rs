@@ -142,7 +142,7 @@ fn the_versions_of_libraries_that_docs_name_are_those_that_are_tested() {
     }
 }
 
-/// Issue 5 wants 300 bad inputs, each with a name of its own.
+/// Of each topic, at least 300 in all, and each with a name of its own.
 #[test]
 fn bad_input_has_names_and_there_is_enough_of_it() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad-input");
@@ -171,7 +171,7 @@ fn the_runbook_knows_every_reason_and_every_message_of_the_log() {
     let mut met = 0;
     for file in rust_files(&root.join("src")) {
         let text = fs::read_to_string(&file).unwrap();
-        let text = text.split("#[cfg(test)]").next().unwrap();
+        let text = text.split("#[cfg(test)]\nmod ").next().unwrap();
         let is_reason = |quoted: &&str| {
             let shape = quoted.len() > 7 && quoted.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
             shape && !quoted.starts_with("CARGO_")

@@ -44,7 +44,7 @@ use stand::{Backend, Kind, Stand};
 #[derive(Parser)]
 #[command(name = "scripts/bench", max_term_width = 100)]
 struct Options {
-    /// Two minutes instead: shorter slices, and fewer
+    /// Three minutes instead: shorter slices, and fewer
     #[arg(long)]
     quick: bool,
     /// One device alone

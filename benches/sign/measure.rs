@@ -200,6 +200,7 @@ impl Meter {
             let ratio = Figure::new(stand, ratio_of(name, base.name()), "", ratio).of_clients(clients);
             self.add(match name {
                 SERVED | SHARED => ratio.ratio_goal(stand, clients),
+                CACHED => ratio.at_least(0.8, 0.92),
                 web::TOKEN => ratio.at_least(0.5, 0.8),
                 _ => ratio,
             });
@@ -238,23 +239,12 @@ impl Meter {
 
     /// Cached tokens against an rpc that does nothing on the same socket: no device has a part in either.
     async fn cached(&mut self, stand: &Stand, daemon: &Daemon) {
+        let (base, layer) = (Layer::Served(daemon, Ask::Nothing), Layer::Served(daemon, Ask::CachedToken));
         for clients in [1, 8, 32] {
-            self.say(stand, &format!("cached tokens, clients: {clients}"));
-            let (base, layer) = (Layer::Served(daemon, Ask::Nothing), Layer::Served(daemon, Ask::CachedToken));
-            let load = self.load(clients);
-            let seen = self.alternate(base, &[layer], &load).await.remove(0);
-            let each = |of: fn(&Pair) -> f64| seen.iter().map(of).collect::<Vec<_>>();
-            let figure = |what: &str, unit, values| Figure::new(stand, what, unit, values).of_clients(clients);
-            self.add(figure(NOTHING, "a second", each(|pair| pair.base.rate())));
-            self.add(figure(CACHED, "a second", each(|pair| pair.own.rate())));
-            let ratios = each(|pair| pair.own.rate() / pair.base.rate());
-            self.add(figure("cached token: ratio to an rpc that does nothing", "", ratios).at_least(0.8, 0.92));
-            let used = each(|pair| pair.own.processor_of(Part::Daemon) * 1e6);
-            self.add(figure("cached token: CPU of the daemon", "us", used).at_most(35.0, 22.0));
-            if clients == BUSY {
-                self.cpu(stand, NOTHING, &seen.iter().map(|pair| &pair.base).collect::<Vec<_>>());
-                self.cpu(stand, CACHED, &seen.iter().map(|pair| &pair.own).collect::<Vec<_>>());
-            }
+            let seen = self.rates(stand, base, &[layer], &self.load(clients)).await.remove(0);
+            let used = seen.iter().map(|pair| pair.own.processor_of(Part::Daemon) * 1e6).collect();
+            let figure = Figure::new(stand, format!("{CACHED}: CPU of the daemon"), "us", used);
+            self.add(figure.of_clients(clients).at_most(35.0, 22.0));
         }
     }
 

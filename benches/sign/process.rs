@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use signet::config::Config;
 use signet::daemon::DEVICE_PROCESS;
-use signet::device::handle::{Handle, Launcher, SignRequest, Turn};
+use signet::device::handle::{Handle, Program, SignRequest, Turn};
 use signet::key::Digest;
 use signet::keyring::Keyring;
 
@@ -26,9 +26,9 @@ impl Process {
         let config = Config::load(&device.config()).unwrap();
         let key = Keyring::load(&config.state_dir).unwrap().keys.remove(0);
         let arguments = vec!["--log=warn".into(), DEVICE_PROCESS.into()];
-        let launcher = Launcher { program: env!("CARGO_BIN_EXE_signetd").into(), arguments };
+        let program = Program { program: env!("CARGO_BIN_EXE_signetd").into(), arguments };
         let others = family(std::process::id());
-        let handle = Handle::start(config.devices[0].clone(), launcher);
+        let handle = Handle::start(config.devices[0].clone(), program);
         let request = SignRequest {
             locator: Arc::new(key.locator),
             public_key: Arc::new(key.public_key),

@@ -86,7 +86,7 @@ impl Checkpoints {
     }
 
     /// Takes a line, and the heads before and after it.
-    pub fn follow(&mut self, before: &Head, after: &Head, line: &[u8]) {
+    pub fn meet(&mut self, before: &Head, after: &Head, line: &[u8]) {
         let first = *self.first.get_or_insert_with(|| {
             self.passed.push_front(before.clone());
             before.seq

@@ -43,7 +43,7 @@ pub struct Config {
     pub state_dir: StateDir,
     /// Where it listens.
     pub listen: Listen,
-    /// The devices, in order of preference.
+    /// The devices, as they are written.
     pub devices: Vec<DeviceConfig>,
     /// Accounts and rules, compiled.
     pub policy: Policy,
@@ -85,8 +85,17 @@ pub struct Audit {
     pub rotation: Rotation,
     /// The socket of the systemd journal that is told of every record.
     pub journal: Option<PathBuf>,
-    /// How often it is signed, and by a key of which account.
-    pub checkpoints: Option<(u64, AccountEmail)>,
+    /// None where it is not signed.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// How the audit log is signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// After so many records.
+    pub every: u64,
+    /// Whose key signs.
+    pub account: AccountEmail,
 }
 
 impl Config {
@@ -212,11 +221,7 @@ impl Audit {
 }
 
 /// How often the audit log is signed and for which account: one with whose keys no caller may sign whatever he likes.
-fn checkpoints(
-    source: Source<'_>,
-    written: &file::Audit,
-    policy: &Policy,
-) -> Result<Option<(u64, AccountEmail)>, ConfigError> {
+fn checkpoints(source: Source<'_>, written: &file::Audit, policy: &Policy) -> Result<Option<Checkpoints>, ConfigError> {
     const FIELD: &str = "audit.checkpoint_account";
     let remedy = "name an [[account]] with which no rule allows sign-digest";
     let (every, account) = match (&written.checkpoint_every, &written.checkpoint_account) {
@@ -235,7 +240,7 @@ fn checkpoints(
         let what = format!("a rule allows sign-digest with {email}, by which checkpoints could be forged");
         return Err(source.wrong(place, FIELD, what, remedy));
     }
-    Ok(Some((every.get_ref().get(), email.clone())))
+    Ok(Some(Checkpoints { every: every.get_ref().get(), account: email.clone() }))
 }
 
 /// Why a configuration can't be used.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
 use super::{Global, table};
-use crate::audit::{Broken, Checkpoints, Head, LONGEST_LINE, open, verify_each};
+use crate::audit::{Broken, Checkpoints, Head, LONGEST_LINE, Verified, open, verify_each};
 use crate::config::Config;
 
 #[derive(Debug, Subcommand)]
@@ -39,7 +39,8 @@ Examples:
         /// Demand a record with this hash, which an earlier verify told
         #[arg(long, value_name = "HASH")]
         expect: Option<String>,
-        /// The certificate of a key that signs checkpoints, more than once for several; by default the keys of their account
+        /// The certificate of a key that signs checkpoints, more than once for several; by default all keys of the
+        /// keyring with which no rule allows sign-digest
         #[arg(long, value_name = "FILE")]
         certificate: Vec<PathBuf>,
     },
@@ -66,7 +67,7 @@ Examples:
 pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure> {
     match command {
         AuditCommand::Verify { files, from_start, expect, certificate } => {
-            follow(files, &Demands { from_start, expect, certificate }, global)
+            verify(files, &Demands { from_start, expect, certificate }, global)
         }
         AuditCommand::Tail { files, records, failed } => tail(&given_or_whole(files, global)?, records, failed, global),
     }
@@ -93,7 +94,7 @@ struct Demands {
     certificate: Vec<PathBuf>,
 }
 
-fn follow(mut files: Vec<PathBuf>, demands: &Demands, global: &Global) -> Result<(), Failure> {
+fn verify(mut files: Vec<PathBuf>, demands: &Demands, global: &Global) -> Result<(), Failure> {
     // Logs that are named may be another machine's, where there is no configuration.
     let config = if files.is_empty() { Some(global.load()?) } else { global.load().ok() };
     let mut noted = None;
@@ -103,7 +104,7 @@ fn follow(mut files: Vec<PathBuf>, demands: &Demands, global: &Global) -> Result
         files = audit.rotation.files(&audit.path);
     }
     let mut checkpoints = Checkpoints::by(checkpoints::keys(&demands.certificate, config.as_ref())?);
-    let Chain { lines, first, last } = chain(&files, demands, noted.as_ref(), &mut checkpoints)?;
+    let Verified { lines, first, last } = chain(&files, demands, noted.as_ref(), &mut checkpoints)?;
     checkpoints::judge(&checkpoints, &last, &demands.certificate, config.as_ref())?;
     let (count, signed) = (checkpoints.count, checkpoints.last);
     let unsigned = checkpoints.unsigned(&last);
@@ -126,24 +127,17 @@ fn follow(mut files: Vec<PathBuf>, demands: &Demands, global: &Global) -> Result
     Ok(())
 }
 
-/// A log whose chain is whole: the head before its first line, and that after its last.
-struct Chain {
-    lines: u64,
-    first: Head,
-    last: Head,
-}
-
 /// Follows the chain over all files.
 fn chain(
     files: &[PathBuf],
     demands: &Demands,
     noted: Option<&Head>,
     checkpoints: &mut Checkpoints,
-) -> Result<Chain, Failure> {
+) -> Result<Verified, Failure> {
     let (mut before, mut first, mut lines) = (None, None, 0);
     let (mut met, mut changed) = (false, false);
     let mut each = |before: &Head, after: &Head, line: &[u8]| {
-        checkpoints.follow(before, after, line);
+        checkpoints.meet(before, after, line);
         let mut heads = [before, after].into_iter();
         met |= heads.clone().any(|head| demands.expect.as_ref() == Some(&head.hash));
         changed |= heads.any(|head| noted.is_some_and(|noted| noted.seq == head.seq && noted.hash != head.hash));
@@ -178,7 +172,7 @@ fn chain(
         return Err(unverified(format!("no record has the hash {hash}"))
             .hint("name all logs since; where none has it, records were removed or written anew"));
     }
-    Ok(Chain { lines, first, last })
+    Ok(Verified { lines, first, last })
 }
 
 /// What signetd noted beside its log.

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::device::DeviceKind;
 use crate::sandbox::{self, Files, Kept};
 
-/// Gives up everything that serving callers needs not, for the calling thread and all that it starts. What the kernel
+/// Gives up everything that serving callers does not need, for the calling thread and all that it starts. What the kernel
 /// does not support is told to the log.
 pub fn confine(config: &Config) {
     if config.policy.sought().executables.is_empty() {

@@ -25,7 +25,7 @@ impl Watch {
             }
         };
         // The account that signs checkpoints stays the same until a restart, whatever the file says now.
-        let signing = self.config.audit.checkpoints.as_ref().map(|(_every, account)| account);
+        let signing = self.config.audit.checkpoints.as_ref().map(|checkpoints| &checkpoints.account);
         if let Some(account) = signing.filter(|account| config.policy.signs_digests(account)) {
             tracing::error!(%account, "the configuration is not reloaded: the old one stays in force: a rule allows sign-digest with the account that signs checkpoints until signetd is restarted");
             return;

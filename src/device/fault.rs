@@ -1,4 +1,4 @@
-//! What each code of a TPM or a PKCS#11 module means for a request: one table for both.
+//! What each code of a TPM or a PKCS#11 module means for a request: the tables of both.
 
 use super::DeviceError::{self, Away, Integrity, Misconfigured, Permanent, PinRefused, Transient, Unsupported};
 

@@ -2,7 +2,9 @@
 
 mod child;
 mod dispatch;
+mod generation;
 mod queue;
+mod sight;
 mod suspects;
 
 use std::ffi::OsString;
@@ -24,7 +26,7 @@ use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
 
 /// How to start a device process: the same binary with a hidden subcommand.
 #[derive(Clone, Debug)]
-pub struct Launcher {
+pub struct Program {
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
@@ -35,14 +37,14 @@ pub struct Launcher {
 #[derive(Clone, Debug)]
 pub enum Start {
     /// The process that holds the handle, as its children.
-    Here(Launcher),
+    Here(Program),
     /// A launcher, because the process that holds the handle has given up what a device needs.
     Apart(Arc<LauncherProcess>),
 }
 
-impl From<Launcher> for Start {
-    fn from(launcher: Launcher) -> Self {
-        Self::Here(launcher)
+impl From<Program> for Start {
+    fn from(program: Program) -> Self {
+        Self::Here(program)
     }
 }
 
@@ -98,11 +100,11 @@ pub struct Figures {
 impl Handle {
     /// Starts the device process, and keeps one running. Needs a tokio runtime.
     #[must_use]
-    pub fn start(config: DeviceConfig, launcher: impl Into<Start>) -> Self {
+    pub fn start(config: DeviceConfig, start: impl Into<Start>) -> Self {
         let (requests, received) = mpsc::unbounded_channel();
         let (published, health) = watch::channel(Health::Starting);
         let counters = Arc::new(Counters::default());
-        tokio::spawn(Dispatcher::new(config, launcher.into(), received, published, Arc::clone(&counters)).run());
+        tokio::spawn(Dispatcher::new(config, start.into(), received, published, Arc::clone(&counters)).run());
         Self { requests, health, counters }
     }
 

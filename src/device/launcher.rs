@@ -125,8 +125,7 @@ pub fn run(
     let launched = keep_signals_for_the_daemon().and_then(|()| log::detach()).and_then(|()| {
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         let (devices, children) = (Vec::new(), HashMap::new());
-        let file = PathBuf::new();
-        Nursery { program, arguments, socket, devices, file, reread, children, dying: Vec::new() }.serve()
+        Launcher { program, arguments, socket, devices, file: None, reread, children, dying: Vec::new() }.serve()
     });
     match launched {
         Ok(()) => 0,
@@ -138,20 +137,20 @@ pub fn run(
 }
 
 /// The launcher's side.
-struct Nursery<F> {
+struct Launcher<F> {
     program: PathBuf,
     arguments: Vec<OsString>,
     socket: OwnedFd,
     devices: Vec<DeviceConfig>,
-    /// Where they stand.
-    file: PathBuf,
+    /// Where they stand. None before the daemon has said.
+    file: Option<PathBuf>,
     reread: F,
     children: HashMap<u64, Child>,
     /// Killed, and not yet ended.
     dying: Vec<Child>,
 }
 
-impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Nursery<F> {
+impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
     fn serve(&mut self) -> io::Result<()> {
         loop {
             let patience = if self.dying.is_empty() { PollTimeout::NONE } else { REAP_PAUSE.into() };
@@ -170,8 +169,8 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Nursery<F> {
 
     fn obey(&mut self, order: Order, pipe: Option<OwnedFd>) {
         match (order, pipe) {
-            (Order::Know(devices, file), None) if self.file.as_os_str().is_empty() => {
-                (self.devices, self.file) = (devices, file);
+            (Order::Know(devices, file), None) if self.file.is_none() => {
+                (self.devices, self.file) = (devices, Some(file));
             }
             (Order::Start { id, device, fingerprint }, Some(pipe)) => match self.start(&device, fingerprint, pipe) {
                 Ok(child) => drop(self.children.insert(id, child)),
@@ -184,7 +183,7 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Nursery<F> {
                 }
             }
             (Order::Read, Some(pipe)) => {
-                let text = fs::read_to_string(&self.file).map_err(|error| error.to_string());
+                let text = self.file().and_then(fs::read_to_string).map_err(|error| error.to_string());
                 let told = postcard::to_stdvec(&text).map_err(io::Error::other);
                 if let Err(error) = told.and_then(|told| UnixStream::from(pipe).write_all(&told)) {
                     tracing::error!("launcher of device processes: the configuration is not told: {error}");
@@ -196,12 +195,16 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Nursery<F> {
 
     fn start(&mut self, device: &KeyId, wanted: Fingerprint, pipe: OwnedFd) -> io::Result<Child> {
         if self.find(device, wanted).is_none() {
-            self.devices = (self.reread)(&self.file).map_err(io::Error::other)?;
+            self.devices = (self.reread)(self.file()?).map_err(io::Error::other)?;
         }
         let config = self.find(device, wanted);
         let config = config.ok_or_else(|| io::Error::other("it is configured otherwise now: reload signetd"))?;
         let text = serde_json::to_string(config)?;
         command(&self.program, &self.arguments, config).arg(text).stdin(pipe).spawn()
+    }
+
+    fn file(&self) -> io::Result<&Path> {
+        self.file.as_deref().ok_or_else(|| io::Error::other("the daemon has not told of a configuration"))
     }
 
     fn find(&self, device: &KeyId, wanted: Fingerprint) -> Option<&DeviceConfig> {

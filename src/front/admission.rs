@@ -1,12 +1,8 @@
-//! How much users may have at once, of connections and of memory, and how often their doing is told to the log.
+//! How much users may have at once, of connections and of memory.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 /// Whose a share is.
 #[derive(Clone, Copy, Debug)]
@@ -104,33 +100,6 @@ impl Drop for Share {
         taken.in_all -= amount;
     }
 }
-
-/// When callers' doing was last told: they must not be able to fill the log.
-#[derive(Debug, Default)]
-pub(super) struct LogThrottle(Mutex<Option<Instant>>);
-
-impl LogThrottle {
-    /// Whether it is time to tell something again.
-    pub(super) fn may_tell(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = last.is_none_or(|last| last.elapsed() >= TELL_AGAIN);
-        if may {
-            *last = Some(Instant::now());
-        }
-        may
-    }
-
-    /// Waits a little after an accept that failed: at the limit of open files the next would at once, again and again.
-    pub(super) async fn accept_failed(&self, error: &io::Error) {
-        if self.may_tell() {
-            tracing::warn!(%error, "can't accept a connection; trying again");
-        }
-        tokio::time::sleep(ACCEPT_PAUSE).await;
-    }
-}
-
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -16,9 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixListener;
 use tokio::time::{Instant, Sleep};
 
-use super::admission::{LogThrottle, Share, Shares, User};
+use super::admission::{Share, Shares, User};
 use super::peer;
 use super::stream::Stream;
+use super::throttle::{LogThrottle, accept_failed};
 use crate::access::{Caller, Executable};
 use crate::file;
 use crate::trust::{self, Untrusted};
@@ -139,7 +140,7 @@ impl Listener {
                         return connection;
                     }
                 }
-                Err(error) => self.throttle.accept_failed(&error).await,
+                Err(error) => accept_failed(&self.throttle, &error).await,
             }
         }
     }

@@ -9,6 +9,7 @@ mod limits;
 pub mod listen;
 mod peer;
 mod stream;
+mod throttle;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Has each connection conversed by until `stop` is done; then `accept` is dropped, and every conversation, which is told, ends.
+/// Runs `converse` on each connection until `stop` is done; then `accept` is dropped, and every conversation, which is told, ends.
 async fn serve<C, F>(
     accept: impl AsyncFn() -> C,
     converse: impl Fn(C, watch::Receiver<()>) -> F,

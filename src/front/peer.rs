@@ -1,4 +1,4 @@
-//! Who stands at the other end of a unix socket, by the kernel's word: the one module of system calls.
+//! Who stands at the other end of a unix socket, by the kernel's word.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};

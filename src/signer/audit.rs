@@ -120,8 +120,8 @@ impl Audit {
     ///
     /// # Errors
     /// Where there can be no socket.
-    pub fn telling(self, journal: &Path) -> io::Result<Self> {
-        self.writer.tell(Journal::at(journal)?);
+    pub fn with_journal(self, journal: &Path) -> io::Result<Self> {
+        self.writer.set_journal(Journal::at(journal)?);
         Ok(self)
     }
 
@@ -136,8 +136,8 @@ impl Audit {
     }
 
     /// Writes an event; false where that can't be now, or where a checkpoint comes too late.
-    pub(super) async fn tell(&self, event: Event) -> bool {
-        self.writer.tell_event(event).await
+    pub(super) async fn write_event(&self, event: Event) -> bool {
+        self.writer.write_event(event).await
     }
 
     /// What its records amount to.

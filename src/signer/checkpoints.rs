@@ -39,12 +39,12 @@ impl Signer {
                     records,
                     "no checkpoint stands behind what the audit log held at the start: the one that is signed now tells nothing of who wrote it"
                 );
-                self.audit.tell(Event::unsigned(records)).await;
+                self.audit.write_event(Event::unsigned(records)).await;
                 continue;
             }
             let signed = match self.checkpoint(&account, &head).await {
                 Ok(checkpoint) => {
-                    self.audit.tell(Event::Checkpoint(checkpoint)).await.then_some(()).ok_or(DeviceError::Late)
+                    self.audit.write_event(Event::Checkpoint(checkpoint)).await.then_some(()).ok_or(DeviceError::Late)
                 }
                 Err(error) => Err(error),
             };
@@ -95,8 +95,8 @@ fn unsigned(log: &Extent, keys: &[PublicKey], every: u64) -> Option<u64> {
     for file in &log.files {
         let length = if Some(file) == log.files.last() { log.length } else { u64::MAX };
         let verified = open(file).map_err(Broken::Io).and_then(|file| {
-            let follow = |before: &Head, after: &Head, line: &[u8]| found.follow(before, after, line);
-            verify_each(BufReader::new(file.take(length)), before.take(), follow)
+            let meet = |before: &Head, after: &Head, line: &[u8]| found.meet(before, after, line);
+            verify_each(BufReader::new(file.take(length)), before.take(), meet)
         });
         match verified {
             Ok(verified) => before = Some(verified.last),

@@ -17,7 +17,7 @@ use crate::device::handle::Turn;
 /// A request that was allowed, on its way to a key.
 pub(super) struct Allowed<'a> {
     pub(super) permit: &'a Permit,
-    /// Whose turn at the device it waits for, and until when.
+    /// Whose turn at the device it waits for.
     pub(super) turn: Turn,
     pub(super) deadline: Instant,
 }
@@ -30,7 +30,7 @@ impl<'a> Allowed<'a> {
 }
 
 impl Signer {
-    /// The JWT as it is cached, or of the one signature that all who ask for it now wait for, each until its deadline.
+    /// The cached JWT, or the one that all who ask for it now wait for, each until its deadline.
     /// Where no device makes one in time, the last one that still lives.
     pub(super) async fn cached(
         self: &Arc<Self>,

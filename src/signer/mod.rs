@@ -73,7 +73,7 @@ pub struct Signed<T> {
     pub kid: KeyId,
     /// The algorithm that was used.
     pub algorithm: Algorithm,
-    /// The signature or the JWT.
+    /// What was signed, or what was given for it.
     pub value: T,
 }
 
@@ -103,7 +103,7 @@ impl Signer {
 
     /// With the token endpoints of accounts: their access tokens for scopes and their ID tokens come from there.
     #[must_use]
-    pub fn exchanging(self, exchanges: Exchanges) -> Self {
+    pub fn with_exchanges(self, exchanges: Exchanges) -> Self {
         Self { exchanges, ..self }
     }
 
@@ -318,7 +318,7 @@ impl Signer {
         self.rules.load().policy.default_account().map(|account| account.email.clone())
     }
 
-    /// Is told whenever rules or keys have become others.
+    /// Is told whenever rules or keys change.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()

@@ -129,7 +129,7 @@ impl Body {
         }
     }
 
-    /// What the cache knows the JWT by; `None` where each is signed anew: a caller's own claims, what lives so shortly
+    /// What the cache knows the JWT by; `None` where each is signed anew: a caller's own claims, what lives for so short a time
     /// that most would find it nearly expired, and what is too long to be kept.
     pub(super) fn wanted(&self, permit: &Permit) -> Option<Wanted> {
         let lifetime = Duration::from_secs(jwt::lifetime(permit).as_secs());

@@ -8,12 +8,12 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::unistd::Pid;
-use signet::device::handle::{Handle, Health, Launcher, SignRequest, Turn};
+use signet::device::handle::{Handle, Health, Program, SignRequest, Turn};
 use signet::device::{DeviceError, DeviceKind, latch};
 use signet::key::{Algorithm, Digest};
 use tokio::time::{Instant, timeout};
 
-use crate::support::fake::{Fake, launcher, locator};
+use crate::support::fake::{Fake, locator, program};
 use crate::support::{PATIENCE, eventually};
 
 async fn ready(handle: &Handle) {
@@ -75,7 +75,7 @@ async fn a_hung_call_costs_its_process_and_the_request_is_served_by_the_next() {
     fake.once("sign", "hang");
     let mut config = fake.config();
     config.call_limit = Duration::from_secs(2);
-    let handle = Handle::start(config, launcher());
+    let handle = Handle::start(config, program());
     ready(&handle).await;
     let hung = fake.pid();
     handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
@@ -89,7 +89,7 @@ async fn an_open_that_hangs_is_ended_and_tried_again() {
     fake.once("open", "hang");
     let mut config = fake.config();
     config.call_limit = Duration::from_millis(500);
-    let handle = Handle::start(config, launcher());
+    let handle = Handle::start(config, program());
     health(&handle, |health| matches!(health, Health::Down(DeviceError::Away(_)))).await;
     ready(&handle).await;
 }
@@ -136,7 +136,7 @@ async fn nobody_is_let_in_before_a_device_that_was_down_has_signed_for_nobody() 
         let fake = Fake::new();
         let mut config = fake.config();
         config.call_limit = Duration::from_secs(1);
-        let handle = Handle::start(config, launcher());
+        let handle = Handle::start(config, program());
         for request in [fake.request(b"message", PATIENCE), fake.ec_request(b"message", PATIENCE)] {
             handle.sign(request).await.unwrap();
         }
@@ -178,7 +178,7 @@ async fn a_full_queue_refuses_at_once() {
     let fake = Fake::new();
     let mut config = fake.config();
     config.queue = 3;
-    let handle = Handle::start(config, launcher());
+    let handle = Handle::start(config, program());
     ready(&handle).await;
     fake.always("sign", "hang");
     // Two with the process, three in the queue.
@@ -236,7 +236,7 @@ async fn a_queue_full_of_one_user_has_room_for_another() {
     let fake = Fake::new();
     let mut config = fake.config();
     config.queue = 4;
-    let handle = Handle::start(config, launcher());
+    let handle = Handle::start(config, program());
     ready(&handle).await;
     fake.once("sign", "slow-300");
     let start = |uid| {
@@ -346,8 +346,8 @@ async fn a_program_that_is_no_device_process_is_no_device() {
     let fake = Fake::new();
     // One ends, one sends back what it was sent, one is not there.
     for (program, script) in [("/bin/sh", "exit 0"), ("/bin/sh", "cat >&0"), ("/nonexistent", "")] {
-        let launcher = Launcher { program: program.into(), arguments: vec!["-c".into(), script.into()] };
-        let handle = Handle::start(fake.config(), launcher);
+        let program = Program { program: program.into(), arguments: vec!["-c".into(), script.into()] };
+        let handle = Handle::start(fake.config(), program);
         health(&handle, |health| matches!(health, Health::Down(_))).await;
         let outcome = handle.sign(fake.request(b"", PATIENCE)).await;
         assert!(matches!(outcome, Err(DeviceError::Away(_))), "{script}: {outcome:?}");
@@ -449,7 +449,7 @@ async fn an_algorithm_that_the_device_fails_over_costs_one_process_and_nobody_el
         let fake = Fake::new();
         let mut config = fake.config_with_workers(2);
         config.call_limit = Duration::from_secs(2);
-        let handle = Handle::start(config, launcher());
+        let handle = Handle::start(config, program());
         ready(&handle).await;
         handle.sign(fake.request(b"", PATIENCE)).await.unwrap();
         fake.always("sign-RS512", act);
@@ -492,7 +492,7 @@ async fn service_resumes_after_unlatch_without_a_restart() {
 #[tokio::test]
 async fn a_refusal_while_signing_stops_everything() {
     let fake = Fake::new();
-    let handle = Handle::start(fake.config_with_workers(1), launcher());
+    let handle = Handle::start(fake.config_with_workers(1), program());
     ready(&handle).await;
     fake.always("sign", "pin-refused");
     let callers: Vec<_> = (0..8)
@@ -528,7 +528,7 @@ async fn a_device_that_is_absent_at_first_is_used_when_it_comes() {
 #[tokio::test]
 async fn hundreds_are_in_flight_over_four_workers_and_none_gets_anothers_answer() {
     let fake = Fake::new();
-    let handle = Handle::start(fake.config_with_workers(4), launcher());
+    let handle = Handle::start(fake.config_with_workers(4), program());
     ready(&handle).await;
     let callers: Vec<_> = (0..400u32)
         .map(|message| {
@@ -547,7 +547,7 @@ async fn hundreds_are_in_flight_over_four_workers_and_none_gets_anothers_answer(
 #[tokio::test]
 async fn one_stuck_worker_does_not_hold_up_the_others() {
     let fake = Fake::new();
-    let handle = Handle::start(fake.config_with_workers(2), launcher());
+    let handle = Handle::start(fake.config_with_workers(2), program());
     ready(&handle).await;
     fake.once("sign", "hang");
     let stuck = tokio::spawn({
@@ -568,8 +568,8 @@ async fn a_process_that_ignores_everything_delays_nothing() {
     let pid_file = fake.path("stubborn");
     let script =
         format!("trap '' TERM HUP INT PIPE; echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600", pid_file.display());
-    let launcher = Launcher { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] };
-    let handle = Handle::start(fake.config(), launcher);
+    let program = Program { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] };
+    let handle = Handle::start(fake.config(), program);
     eventually("it runs", async || pid_file.exists()).await;
     let outcome = handle.sign(fake.request(b"", Duration::from_millis(50))).await;
     assert_eq!(outcome, Err(DeviceError::Late));
@@ -585,7 +585,7 @@ async fn a_process_that_ignores_everything_delays_nothing() {
 async fn a_stuck_process_ends_when_the_daemon_is_gone() {
     let fake = Fake::new();
     fake.once("open", "hang");
-    let (mut child, pipe) = by_hand(launcher());
+    let (mut child, pipe) = by_hand(program());
     let config = postcard::to_stdvec(&fake.config()).unwrap();
     send(pipe.as_raw_fd(), &config, MsgFlags::empty()).unwrap();
     eventually("it opens", async || fake.calls("open") == 1).await;
@@ -599,7 +599,7 @@ async fn a_stuck_process_ends_when_the_daemon_is_gone() {
 #[test]
 fn signals_for_the_daemon_leave_its_device_processes_alone() {
     let program = env!("CARGO_BIN_EXE_signetd").into();
-    let (mut child, pipe) = by_hand(Launcher { program, arguments: vec![signet::daemon::DEVICE_PROCESS.into()] });
+    let (mut child, pipe) = by_hand(Program { program, arguments: vec![signet::daemon::DEVICE_PROCESS.into()] });
     let pid = i32::try_from(child.id()).unwrap();
     let blocks_signals = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -619,9 +619,9 @@ fn signals_for_the_daemon_leave_its_device_processes_alone() {
 }
 
 /// A device process and the daemon's end of its pipe.
-fn by_hand(launcher: Launcher) -> (Child, OwnedFd) {
+fn by_hand(program: Program) -> (Child, OwnedFd) {
     let (pipe, childs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    let Launcher { program, arguments } = launcher;
+    let Program { program, arguments } = program;
     let stdin = Stdio::from(childs);
     (Command::new(program).args(arguments).stdin(stdin).stdout(Stdio::null()).spawn().unwrap(), pipe)
 }
@@ -632,7 +632,7 @@ async fn the_modules_environment_is_exactly_the_configured_one() {
     let mut config = fake.config();
     let DeviceKind::Pkcs11(pkcs11) = &mut config.kind else { unreachable!() };
     pkcs11.environment = Some([("SOFTHSM2_CONF".to_owned(), "/some/where".to_owned())].into());
-    let handle = Handle::start(config, launcher());
+    let handle = Handle::start(config, program());
     ready(&handle).await;
     let environment = std::fs::read_to_string(format!("/proc/{}/environ", fake.pid())).unwrap();
     assert_eq!(environment, "SOFTHSM2_CONF=/some/where\0");

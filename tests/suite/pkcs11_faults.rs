@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use signet::device::handle::{Handle, Health, Launcher, SignRequest, Turn};
+use signet::device::handle::{Handle, Health, Program, SignRequest, Turn};
 use signet::device::{self, Device, DeviceConfig, DeviceError, NewKey, Pkcs11Config, TokenSelector, latch};
 use signet::key::{Algorithm, Digest, Hash, KeyLocator, PublicKey, Signature};
 use tokio::time::{Instant, timeout};
@@ -294,7 +294,7 @@ impl<'a> Served<'a> {
         // Its process has to open within it, too, on a machine that is busy.
         let config = DeviceConfig { call_limit: Duration::from_secs(2), ..token.config_with(pkcs11) };
         let program = env!("CARGO_BIN_EXE_signetd").into();
-        let handle = Handle::start(config, Launcher { program, arguments: vec!["device-process".into()] });
+        let handle = Handle::start(config, Program { program, arguments: vec!["device-process".into()] });
         let public_key = Arc::new(PublicKey::from_spki(&fs::read(token.directory.join("spki")).unwrap()).unwrap());
         Self { shim, handle, public_key }
     }

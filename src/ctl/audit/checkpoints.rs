@@ -35,7 +35,7 @@ pub(super) fn judge(
         );
         return Err(unverified(format!("the checkpoint of record {} {what}", checkpoint.of)).hint(hint));
     }
-    let every = config.and_then(|config| config.audit.checkpoints.as_ref()).map(|(every, _account)| *every);
+    let every = config.and_then(|config| config.audit.checkpoints.as_ref()).map(|checkpoints| checkpoints.every);
     let none = !certificates.is_empty() && found.count == 0 && end.seq > 0;
     if none || every.is_some_and(|every| found.are_wanting(every, end)) {
         let unsigned = found.unsigned(end);

@@ -254,5 +254,5 @@ fn upload_command(certificate: &Path, account: &AccountEmail) -> String {
     format!("gcloud iam service-accounts keys upload {} --iam-account={account}", certificate.display())
 }
 
-/// The daemon looks at the keyring once a second.
+/// The daemon looks at the keyring every half second.
 const SETTLED: Duration = Duration::from_secs(3);

@@ -11,42 +11,12 @@ use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
 
-use super::queue::{Answered, Request};
-use super::{Launcher, Start};
+use super::{Program, Start};
 use crate::device::launcher::{self, LauncherProcess};
 use crate::device::wire::{self, Report};
 use crate::device::{DeviceConfig, DeviceError};
 use crate::readable::Readable;
-
-/// A device process, and what came of it so far.
-pub(super) struct Generation {
-    pub(super) process: DeviceProcess,
-    /// None before the device is open.
-    pub(super) workers: usize,
-    pub(super) started: Instant,
-    /// It has given a right answer.
-    pub(super) right: bool,
-    /// Where nobody is let in before it has signed for nobody: the way of that signature.
-    pub(super) probe: Option<Answered>,
-}
-
-impl Generation {
-    pub(super) fn new(process: DeviceProcess) -> Self {
-        Self { process, workers: 0, started: Instant::now(), right: false, probe: None }
-    }
-}
-
-/// What a device process was sent and has not answered yet.
-pub(super) struct InFlight {
-    pub(super) request: Request,
-    pub(super) sent: Instant,
-    /// 1 where a worker was idle when it was sent, 2 where each had one job, and so on.
-    pub(super) round: usize,
-    /// When its process is killed for it: none before a worker is at it.
-    pub(super) limit: Option<Instant>,
-}
 
 /// A device process and its pipe. Dropping it kills the process, and waits for nothing: one that the kernel holds in a
 /// device's driver dies minutes later.
@@ -72,14 +42,14 @@ enum Running {
 impl DeviceProcess {
     /// Starts the process and tells it its configuration, where its launcher does not. The permit is returned when the process is no more.
     pub(super) fn start(
-        launcher: &Start,
+        start: &Start,
         config: &DeviceConfig,
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, DeviceError> {
         let failed = |error: io::Error| DeviceError::Away(format!("its process can't be started: {error}"));
         let (pipe, childs) = wire::pipe().map_err(failed)?;
-        let child = match launcher {
-            Start::Here(Launcher { program, arguments }) => {
+        let child = match start {
+            Start::Here(Program { program, arguments }) => {
                 let mut command = Command::from(launcher::command(program, arguments, config));
                 Running::Child(command.stdin(childs).kill_on_drop(true).spawn().map_err(failed)?)
             }

@@ -2,7 +2,7 @@
 //!
 //! Generations: a device process that is lost (dead, silent beyond the call limit, talking nonsense, reporting that its
 //! device is away or lies) is killed, and another is started after a pause. What was in flight is sent once more. A
-//! generation that ends without one right answer after another that ended so, or that can't open its device, means that the
+//! generation that ends without one right answer right after another was lost, or that can't open its device, means that the
 //! device is down: from then on requests are refused at once, until a process has opened it again and, where the device has
 //! signed before, has signed once more for nobody.
 //!
@@ -18,16 +18,18 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::child::{DeviceProcess, Generation, InFlight, ended, nonsense};
+use super::child::{DeviceProcess, ended, nonsense};
+use super::generation::{FAR, Generation, InFlight, Phase};
 use super::queue::{Message, Pace, Queue};
-use super::suspects::{Sight, Suspects};
+use super::sight::Sight;
+use super::suspects::Suspects;
 use super::{Counters, Health, Start, jittered};
 use crate::device::wire::{self, Answer, Done, Job, Report};
 use crate::device::{DeviceConfig, DeviceError, latch};
 
 pub(super) struct Dispatcher {
     config: DeviceConfig,
-    launcher: Start,
+    start: Start,
     requests: mpsc::UnboundedReceiver<Message>,
     queue: Queue,
     pace: Pace,
@@ -36,7 +38,7 @@ pub(super) struct Dispatcher {
     in_flight: BTreeMap<u64, InFlight>,
     last_id: u64,
     suspects: Suspects,
-    /// How many generations were lost since the last right answer.
+    /// Generations lost in a row; one that gave a right answer begins the count at 1.
     losses: u32,
     sight: Sight,
     /// When there is something to do even if nothing arrives.
@@ -47,20 +49,10 @@ pub(super) struct Dispatcher {
     counters: Arc<Counters>,
 }
 
-/// What is being done about the device.
-enum Phase {
-    /// No process; the next is started then.
-    Resting { until: Instant },
-    /// The PIN was refused: no process until the latch, which must have been closed, is open.
-    Latched { seen_closed: bool, look: Instant },
-    /// A process runs.
-    Running(Box<Generation>),
-}
-
 impl Dispatcher {
     pub(super) fn new(
         config: DeviceConfig,
-        launcher: Start,
+        start: Start,
         requests: mpsc::UnboundedReceiver<Message>,
         health: watch::Sender<Health>,
         counters: Arc<Counters>,
@@ -69,7 +61,7 @@ impl Dispatcher {
         Self {
             queue: Queue::new(config.queue),
             config,
-            launcher,
+            start,
             requests,
             pace: Pace::default(),
             phase: Phase::Resting { until: now },
@@ -280,12 +272,7 @@ impl Dispatcher {
             }
             _ => {}
         }
-        self.wake = match &self.phase {
-            Phase::Resting { until } => *until,
-            Phase::Latched { look, .. } => *look,
-            Phase::Running(generation) if generation.workers == 0 => generation.started + limit,
-            Phase::Running(_) => self.in_flight.values().filter_map(|job| job.limit).min().unwrap_or(now + FAR),
-        };
+        self.wake = self.phase.wake(limit, self.in_flight.values());
     }
 
     fn start(&mut self) {
@@ -293,7 +280,7 @@ impl Dispatcher {
             let blocked = "a killed device process has not ended: its device blocks it".to_owned();
             return self.down(DeviceError::Away(blocked), PROBE);
         };
-        match DeviceProcess::start(&self.launcher, &self.config, permit) {
+        match DeviceProcess::start(&self.start, &self.config, permit) {
             Ok(process) => {
                 self.counters.generations.fetch_add(1, Relaxed);
                 self.sight.clear();
@@ -371,22 +358,6 @@ impl Dispatcher {
     }
 }
 
-impl Phase {
-    async fn receive(&mut self) -> io::Result<Report> {
-        match self {
-            Self::Running(generation) => generation.process.receive().await,
-            _ => std::future::pending().await,
-        }
-    }
-
-    fn workers(&self) -> usize {
-        match self {
-            Self::Running(generation) => generation.workers,
-            _ => 0,
-        }
-    }
-}
-
 /// How many requests are taken from the channel at once.
 const BATCH: usize = 64;
 /// A process that claims more is not believed.
@@ -396,5 +367,3 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a device is tried that an operator must mend.
 const PROBE: Duration = Duration::from_secs(1);
-/// Nothing to wake up for.
-const FAR: Duration = Duration::from_secs(24 * 60 * 60);

@@ -7,7 +7,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-use super::super::admission::{LogThrottle, Share, Shares, User};
+use super::super::admission::{Share, Shares, User};
+use super::super::throttle::{LogThrottle, accept_failed};
 use super::peer;
 use crate::access::Caller;
 
@@ -87,7 +88,7 @@ impl Listener {
                         return connection;
                     }
                 }
-                Err(error) => self.throttle.accept_failed(&error).await,
+                Err(error) => accept_failed(&self.throttle, &error).await,
             }
         }
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use super::reply::{self, Reply};
-use super::{Asked, Front};
+use super::{Asked, CLOUD_PLATFORM, Front};
 use crate::access::Accounts;
 use crate::jwt::Target;
 use crate::signer::{JwtBody, SignError};
@@ -177,9 +177,6 @@ fn refused(error: &SignError) -> Reply {
     let (status, _) = reply::status(error);
     reply::retry(reply::text(status, format!("{error}\n")), error)
 }
-
-/// What the metadata server gives an access token where none is named.
-pub(super) const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// Where a user has no account, clients show this instead of a token.
 const NOBODYS: &str = "there is nothing of this name: no rule of signetd's configuration lets this user use this account; \
                        `default` is the default account, or the only one that the rules let the user use\n";

@@ -205,6 +205,8 @@ impl Asked {
 /// A dozen of the largest requests.
 const MOST_OF_A_USER: usize = 16 << 20;
 const MOST: usize = 64 << 20;
+/// The scope of an access token where none is named.
+const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// For how long a caller waits for a signature.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -11,7 +11,7 @@ use hyper::{Method, StatusCode};
 use serde_json::json;
 
 use super::reply::Reply;
-use super::{Asked, Front, reply};
+use super::{Asked, CLOUD_PLATFORM, Front, reply};
 use crate::jwt::Target;
 use crate::signer::{JwtBody, SignError};
 use crate::subject;
@@ -179,5 +179,4 @@ const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 /// What `signetctl env --external-account` writes before the account.
 const AUDIENCE: &str = "//signet/";
-const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
 const LONGEST_FORM: usize = 16 << 10;

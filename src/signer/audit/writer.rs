@@ -119,7 +119,7 @@ impl Writer {
     }
 
     /// Has the journal told of every line from now on.
-    pub(super) fn tell(&self, journal: Journal) {
+    pub(super) fn set_journal(&self, journal: Journal) {
         self.log.lock().file.journal = Some(journal);
     }
 
@@ -135,7 +135,7 @@ impl Writer {
     }
 
     /// Writes an event, where that is not possible yet first as soon as it is. False until then, and for a late checkpoint.
-    pub(super) async fn tell_event(&self, event: Event) -> bool {
+    pub(super) async fn write_event(&self, event: Event) -> bool {
         let (reply, written) = oneshot::channel();
         self.send(Message::Event(Box::new(event), reply)) && written.await.unwrap_or(false)
     }
@@ -235,7 +235,7 @@ impl Added<'_> {
         if !written {
             let was_synced = open.unsynced.is_none();
             let outcome = open.write(log.fsync);
-            written = log.tell(&open, &outcome);
+            written = log.note_outcome(&open, &outcome);
             if !written && entry.outcome == OK {
                 let _ = open.file.add(&Unanswered::new(self.number));
             }
@@ -302,7 +302,7 @@ impl Log {
     }
 
     /// Takes note of whether the log can be written, and tells where that has changed.
-    fn tell(&self, open: &OpenLog, written: &io::Result<()>) -> bool {
+    fn note_outcome(&self, open: &OpenLog, written: &io::Result<()>) -> bool {
         if let Err(error) = written {
             let trouble = format!("{}: {error}", open.file.path().display());
             *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
@@ -381,8 +381,8 @@ mod tests {
         for _ in 1..WINDOW {
             writer.log.lock().file.add(&Unanswered::new(1)).unwrap();
         }
-        assert!(writer.tell_event(Event::checkpoint(&head)).await, "just in time");
-        assert!(!writer.tell_event(Event::checkpoint(&head)).await);
+        assert!(writer.write_event(Event::checkpoint(&head)).await, "just in time");
+        assert!(!writer.write_event(Event::checkpoint(&head)).await);
         assert_eq!(writer.written().await.unwrap().seq, WINDOW as u64 + 1);
     }
 
@@ -393,7 +393,7 @@ mod tests {
         assert!(writer.is_writable());
         drop(Ended(Arc::clone(&writer.log)));
         // Whoever had begun to write when the thread ended.
-        assert!(writer.log.tell(&writer.log.lock(), &Ok(())));
+        assert!(writer.log.note_outcome(&writer.log.lock(), &Ok(())));
         assert!(!writer.is_writable());
         assert_eq!(writer.trouble().unwrap(), "its thread has ended; restart signetd");
     }

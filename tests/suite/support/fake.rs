@@ -16,7 +16,7 @@ use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rsa::{KeyPair as RsaKey, KeySize};
 use aws_lc_rs::signature::{self as sign, EcdsaKeyPair, KeyPair as _};
 use nix::sys::socket::{MsgFlags, send};
-use signet::device::handle::{Handle, Launcher, SignRequest, Turn};
+use signet::device::handle::{Handle, Program, SignRequest, Turn};
 use signet::device::latch::Tries;
 use signet::device::{
     Device, DeviceConfig, DeviceError, DeviceKind, Opened, Pin, Pkcs11Config, TokenSelector, latch, process,
@@ -90,7 +90,7 @@ impl Fake {
 
     /// Starts a handle with [`Self::config`].
     pub(crate) fn start(&self) -> Handle {
-        Handle::start(self.config(), launcher())
+        Handle::start(self.config(), program())
     }
 
     /// Has the device do this wrong at its next such operation (`open`, `login`, `refusal`, `sign`, `sign-RS512`, `public-key`).
@@ -165,9 +165,9 @@ pub(crate) fn locator(name: &str) -> KeyLocator {
 }
 
 /// Starts this binary again, for [`device_process`] alone.
-pub(crate) fn launcher() -> Launcher {
+pub(crate) fn program() -> Program {
     let arguments = ["--exact", "support::fake::device_process", "--ignored", "--nocapture"];
-    Launcher { program: std::env::current_exe().unwrap(), arguments: arguments.map(Into::into).to_vec() }
+    Program { program: std::env::current_exe().unwrap(), arguments: arguments.map(Into::into).to_vec() }
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn device_process() {
     serve();
 }
 
-/// Is the device process that was started by [`launcher`].
+/// Is the device process that was started by [`program`].
 pub(crate) fn serve() -> ! {
     // It stands at standard input, but not for long.
     PIPE.set(std::io::stdin().as_fd().try_clone_to_owned().unwrap()).unwrap();

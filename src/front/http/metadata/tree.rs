@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{CLOUD_PLATFORM, Values};
+use super::super::CLOUD_PLATFORM;
+use super::Values;
 use crate::access::{Account, Accounts};
 
 /// Every value by its path; folders are what paths have in common.

@@ -57,7 +57,7 @@ impl Thread {
         let added = refused.as_ref().map_or(Ok(()), |refused| open.file.add(&refused.line()).map(drop)).and(added);
         let fsync = self.log.fsync;
         let outcome = open.write(fsync).and(added).and_then(|()| open.sync_where_due(fsync));
-        let written = self.log.tell(&open, &outcome);
+        let written = self.log.note_outcome(&open, &outcome);
         self.log.waiting.fetch_sub(taken, Ordering::AcqRel);
         if let Some(refused) = refused {
             refused.tell(written);
@@ -71,7 +71,7 @@ impl Thread {
         // What can't be written now goes out with the next.
         if written {
             let outcome = open.write(fsync).and(added);
-            self.log.tell(&open, &outcome);
+            self.log.note_outcome(&open, &outcome);
         }
     }
 
