@@ -3,11 +3,11 @@
 //! While the log can't be written nothing is signed; what was decided until then is kept and written first as soon as that
 //! is possible again.
 
+mod counted;
 mod journal;
 mod log;
 #[cfg(all(test, feature = "model"))]
 mod model;
-mod refusals;
 mod writer;
 
 use std::io;
@@ -101,9 +101,9 @@ impl Event {
 }
 
 impl Entry {
-    /// Whether it tells of a request of which nothing was allowed.
-    fn is_refusal(&self) -> bool {
-        self.decision != "allow" || self.outcome == RATE_LIMITED
+    /// Whether it tells of a request by which nothing could be signed, and which no rate limits.
+    fn signs_nothing(&self) -> bool {
+        self.decision != "allow" || self.outcome == RATE_LIMITED || self.operation.is_none()
     }
 }
 
@@ -357,6 +357,7 @@ mod tests {
     fn allowed(audit: &Audit, caller: &Caller) -> Record {
         let mut record = audit.begin(&call(caller)).unwrap();
         record.told(true);
+        record.entry.as_mut().unwrap().operation = Some("sign-blob");
         record
     }
 
@@ -416,7 +417,7 @@ mod tests {
             late.finish(Ok(())).await.unwrap_err();
             let text = audit.requests().text();
             for outcome in ["OK", "AUDIT_UNWRITABLE"] {
-                let line = format!("requests_total{{operation=\"none\",outcome=\"{outcome}\"}} 1\n");
+                let line = format!("requests_total{{operation=\"sign-blob\",outcome=\"{outcome}\"}} 1\n");
                 assert!(text.contains(&line), "{fsync:?}: {text}");
             }
         }

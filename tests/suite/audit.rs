@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use signet::proto::{self, mint_jwt_access_token_request as mint};
 use tonic::Code;
 
@@ -221,7 +221,7 @@ async fn the_log_is_rotated_by_its_size_and_verifies_over_its_files() {
 
 /// Killed as soon as all have their answers: none was told before it was on record.
 #[tokio::test]
-async fn who_is_refused_again_and_again_pushes_no_record_out_and_each_refusal_is_counted() {
+async fn who_asks_again_and_again_for_nothing_pushes_no_record_out_and_each_request_is_counted() {
     let rotation = "[audit]\nmax_size = \"64KiB\"\nkeep = 1\n";
     let device = "[[device]]\nname = \"tpm\"\nkind = \"tpm\"\ntcti = \"swtpm:path={folder}/no-such-tpm\"\n";
     let mut daemon = TestDaemon::start(&TestDaemon::config(&format!("{rotation}{device}")));
@@ -238,18 +238,28 @@ async fn who_is_refused_again_and_again_pushes_no_record_out_and_each_refusal_is
         let refusal = answer.unwrap_err();
         assert_eq!(reason(&refusal), "NOT_ALLOWED");
     }
+    let (client, mut told) = (daemon.client(), tokio::task::JoinSet::new());
+    for _ in 0..50 {
+        let mut client = client.clone();
+        told.spawn(async move { client.get_account(proto::GetAccountRequest { account: String::new() }).await });
+    }
+    for answer in told.join_all().await {
+        assert_eq!(reason(&answer.unwrap_err()), "NO_ACTIVE_KEY");
+    }
     daemon.signal(Signal::SIGKILL);
     daemon.wait();
     let log = daemon.audit();
     assert_eq!((&log[0]["seq"], &log[0]["decision"]), (&1.into(), &"allow".into()), "the first is still there");
     let alone = log.iter().filter(|line| line["outcome"] == "NOT_ALLOWED").count() as u64;
-    let together = log.iter().filter(|line| line["event"] == "refused").flat_map(|line| {
-        let [told] = line["refused"].as_array().unwrap().as_slice() else { panic!("{line}") };
-        assert_eq!((&told["rpc"], &told["outcome"]), (&"SignBlob".into(), &"NOT_ALLOWED".into()));
-        assert_eq!(told["uid"], nix::unistd::geteuid().as_raw());
-        told["count"].as_u64()
-    });
-    assert_eq!((alone, alone + together.sum::<u64>()), (100, 960));
+    let together = |rpc, outcome| {
+        let counted = log.iter().filter(|line| line["event"] == "counted");
+        let counted = counted.flat_map(|line| line["counted"].as_array().unwrap());
+        let counted = counted.filter(|told| (&told["rpc"], &told["outcome"]) == (&json!(rpc), &json!(outcome)));
+        let uid = nix::unistd::geteuid().as_raw();
+        counted.inspect(|told| assert_eq!(told["uid"], uid)).map(|told| told["count"].as_u64().unwrap()).sum::<u64>()
+    };
+    assert_eq!((alone, alone + together("SignBlob", "NOT_ALLOWED")), (100, 960));
+    assert_eq!(together("GetAccount", "NO_ACTIVE_KEY"), 50);
     assert_eq!(verified(&daemon).0, Some(0));
 }
 

@@ -125,12 +125,16 @@ async fn t10_a_flood_of_frames_closes_its_own_connection_alone() {
     is_closed_over(&daemon, "WINDOW_UPDATE", flood(8, 0, 0, &[0, 0, 0, 1])).await;
     is_closed_over(&daemon, "PRIORITY", flood(2, 0, 1, &[0, 0, 0, 0, 1])).await;
     is_closed_over(&daemon, "an unknown frame", flood(0xfa, 0, 0, &[0; 30])).await;
-    let mut begun = false;
-    let mut once = move |abuser: &mut Abuser, first: &[u8]| std::mem::replace(&mut begun, true) || abuser.says(first);
-    is_closed_over(&daemon, "empty DATA", |abuser| {
-        once(abuser, &frame(HEADERS, END_HEADERS, 1, &request())) && abuser.says(&frame(0, 0, 1, &[]))
-    })
-    .await;
+    for (what, flags, payload) in [("empty DATA", 0, &[][..]), ("short DATA", 0, &[0]), ("padded DATA", 8, &[255; 256])]
+    {
+        let mut begun = false;
+        let mut once =
+            move |abuser: &mut Abuser, first: &[u8]| std::mem::replace(&mut begun, true) || abuser.says(first);
+        is_closed_over(&daemon, what, |abuser| {
+            once(abuser, &frame(HEADERS, END_HEADERS, 1, &request())) && abuser.says(&frame(0, flags, 1, payload))
+        })
+        .await;
+    }
     let mut begun = false;
     let mut once = move |abuser: &mut Abuser, first: &[u8]| std::mem::replace(&mut begun, true) || abuser.says(first);
     is_closed_over(&daemon, "CONTINUATION", |abuser| {

@@ -25,7 +25,7 @@ impl Conduct {
         let sound = match kind {
             // Clients measure their way with a ping for each answer: asking makes up for that.
             HEADERS => self.talk.earn(),
-            DATA if length > 0 || flags & END_STREAM != 0 => true,
+            DATA if flags & END_STREAM != 0 || length >= SHORT && flags & PADDED == 0 => true,
             RST_STREAM => self.resets.spend(),
             _ => self.talk.spend(),
         };
@@ -79,6 +79,9 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const END_STREAM: u8 = 1;
+const PADDED: u8 = 8;
+/// A part of a message that is shorter has to be its last: to take it costs more than to send it.
+const SHORT: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -91,8 +94,10 @@ mod tests {
         let mut conduct = Conduct::new();
         for _ in 0..10_000 {
             conduct.frame(HEADERS, 4, 30);
+            conduct.frame(DATA, 0, 100);
             conduct.frame(DATA, END_STREAM, 0);
             (0..3).for_each(|_| conduct.frame(PING, 0, 8));
+            conduct.frame(DATA, 0, 16_384);
         }
         assert_eq!(conduct.offence(), None);
     }
@@ -114,10 +119,13 @@ mod tests {
 
     #[test]
     fn a_flood_of_any_frame_that_asks_for_nothing_is_an_offence() {
-        for (kind, length) in [(DATA, 0), (2, 5), (4, 0), (PING, 8), (8, 4), (9, 0), (0xfa, 9)] {
+        let data = [(DATA, 0, 0), (DATA, 0, 1), (DATA, PADDED, 16_384)];
+        for (kind, flags, length) in
+            data.into_iter().chain([(2, 0, 5), (4, 0, 0), (PING, 0, 8), (8, 0, 4), (9, 0, 0), (0xfa, 0, 9)])
+        {
             let mut conduct = Conduct::new();
-            (0..2 * AT_ONCE).for_each(|_| conduct.frame(kind, 0, length));
-            assert!(conduct.offence().is_some(), "{kind}");
+            (0..2 * AT_ONCE).for_each(|_| conduct.frame(kind, flags, length));
+            assert!(conduct.offence().is_some(), "{kind} {flags} {length}");
         }
     }
 }

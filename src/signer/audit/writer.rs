@@ -1,6 +1,6 @@
 //! How a record comes into the log: where it is finished, with those that others finish at the same time, unless that could
 //! take long. While others wait, while the log is being synced and where each record must be, a thread writes, all that
-//! wait together at once; and what is refused again and again as one line.
+//! wait together at once; and what is counted as one line.
 
 mod behind;
 
@@ -19,9 +19,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use super::super::metrics::Requests;
+use super::counted::{Counted, Shared};
 use super::journal::Journal;
 use super::log::{Extent, LogFile, OpenError, Unanswered, Written};
-use super::refusals::{Refusals, Shared};
 use super::{Entry, Event, OK, UNWRITABLE};
 use crate::audit::{Fsync, Head, Rotation};
 use behind::Thread;
@@ -46,7 +46,7 @@ struct Log {
     ended: AtomicBool,
     /// How many messages wait for the thread.
     waiting: AtomicUsize,
-    refusals: Refusals,
+    counted: Counted,
     requests: Requests,
 }
 
@@ -80,8 +80,8 @@ impl Writer {
     pub(super) fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
         let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None, lost: false });
         let (writable, ended, waiting) = (AtomicBool::new(true), AtomicBool::new(false), AtomicUsize::new(0));
-        let (trouble, refusals, requests) = (Mutex::new(String::new()), Refusals::new(), Requests::new());
-        let log = Arc::new(Log { open, fsync, writable, trouble, ended, waiting, refusals, requests });
+        let (trouble, counted, requests) = (Mutex::new(String::new()), Counted::new(), Requests::new());
+        let log = Arc::new(Log { open, fsync, writable, trouble, ended, waiting, counted, requests });
         let (messages, received) = mpsc::channel();
         let thread = Thread { log: Arc::clone(&log), messages: received };
         thread::Builder::new()
@@ -181,12 +181,12 @@ impl Writer {
         }
     }
 
-    /// Has the thread tell of a refusal in one line with others; none where it is to have its own.
+    /// Has the thread tell of a request in one line with others; none where it is to have its own.
     fn write_with_others(&self, entry: &Entry) -> Option<Shared> {
-        if !entry.is_refusal() || !self.is_writable() {
+        if !entry.signs_nothing() || !self.is_writable() {
             return None;
         }
-        let (line, is_first) = self.log.refusals.count(entry, Instant::now())?;
+        let (line, is_first) = self.log.counted.count(entry, Instant::now())?;
         if is_first {
             self.send(Message::Look);
         }

@@ -353,9 +353,9 @@ fn unaudited(stage: &Stage<'_>, answers: &Answers) -> u64 {
             {
                 *recorded.entry(format!("{rpc} DEADLINE_EXCEEDED")).or_default() += 1;
             }
-            for refused in line["refused"].as_array().into_iter().flatten() {
-                let [rpc, outcome] = ["rpc", "outcome"].map(|member| refused[member].as_str().unwrap_or_default());
-                *recorded.entry(format!("{rpc} {outcome}")).or_default() += refused["count"].as_u64().unwrap();
+            for counted in line["counted"].as_array().into_iter().flatten() {
+                let [rpc, outcome] = ["rpc", "outcome"].map(|member| counted[member].as_str().unwrap_or_default());
+                *recorded.entry(format!("{rpc} {outcome}")).or_default() += counted["count"].as_u64().unwrap();
             }
         }
     }

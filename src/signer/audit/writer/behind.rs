@@ -36,13 +36,13 @@ impl Thread {
             return RETRY;
         }
         let sync = self.log.lock().unsynced.map(|since| since + SYNC_INTERVAL);
-        let next = sync.into_iter().chain(self.log.refusals.due()).min();
+        let next = sync.into_iter().chain(self.log.counted.due()).min();
         next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(Instant::now()))
     }
 
     fn write(&self, mut batch: Vec<Message>) {
         let at_once = batch.iter().any(|message| matches!(message, Message::Flush(_)));
-        let refused = self.log.refusals.take(Instant::now(), at_once);
+        let together = self.log.counted.take(Instant::now(), at_once);
         let mut open = self.log.lock();
         let taken = batch.len();
         batch.retain(|message| !matches!(message, Message::Event(event, _) if is_late(event, &open)));
@@ -54,13 +54,13 @@ impl Thread {
             Message::Event(event, _) => open.file.add(event).map(drop),
             _ => Ok(()),
         });
-        let added = refused.as_ref().map_or(Ok(()), |refused| open.file.add(&refused.line()).map(drop)).and(added);
+        let added = together.as_ref().map_or(Ok(()), |together| open.file.add(&together.line()).map(drop)).and(added);
         let fsync = self.log.fsync;
         let outcome = open.write(fsync).and(added).and_then(|()| open.sync_where_due(fsync));
         let written = self.log.note_outcome(&open, &outcome);
         self.log.waiting.fetch_sub(taken, Ordering::AcqRel);
-        if let Some(refused) = refused {
-            refused.tell(written);
+        if let Some(together) = together {
+            together.tell(written);
         }
         let unanswered: Vec<_> =
             batch.into_iter().filter_map(|message| self.answer(message, written, &mut open)).collect();

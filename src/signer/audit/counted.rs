@@ -1,6 +1,6 @@
-//! Requests of which nothing was allowed. A few have a line of their own; those beyond are counted, and have one line
-//! together every half a second, or else whoever is refused again and again could push older records out. Their answers wait
-//! for it.
+//! Requests by which nothing could be signed: refused ones, and those for what an account is. A few have a line of their own;
+//! those beyond are counted, and have one line together every half a second, or else whoever asks again and again could push
+//! older records out. Their answers wait for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::{Entry, timestamp};
 
-/// What was refused lately.
+/// What there was lately.
 #[derive(Debug)]
-pub(super) struct Refusals(Mutex<Lately>);
+pub(super) struct Counted(Mutex<Lately>);
 
 #[derive(Debug)]
 struct Lately {
@@ -48,7 +48,7 @@ struct Kind {
 pub(super) struct Line {
     time: String,
     event: &'static str,
-    refused: Vec<Count>,
+    counted: Vec<Count>,
 }
 
 #[derive(Serialize)]
@@ -58,13 +58,13 @@ struct Count {
     count: u64,
 }
 
-impl Refusals {
+impl Counted {
     pub(super) fn new() -> Self {
         let (of_user, of_all) = (HashMap::new(), 0);
         Self(Mutex::new(Lately { since: Instant::now(), of_user, of_all, together: None }))
     }
 
-    /// Counts a refusal; none where it is to have a line of its own. Otherwise tells when it is written, and whether it is the
+    /// Counts a request; none where it is to have a line of its own. Otherwise tells when it is written, and whether it is the
     /// first of its line, which somebody has to write in time.
     pub(super) fn count(&self, entry: &Entry, now: Instant) -> Option<(Shared, bool)> {
         let mut lately = self.lock();
@@ -125,8 +125,8 @@ impl Together {
     }
 
     pub(super) fn line(&self) -> Line {
-        let refused = self.counts.iter().map(|(kind, count)| Count { kind: *kind, count: *count }).collect();
-        Line { time: timestamp(SystemTime::now()), event: "refused", refused }
+        let counted = self.counts.iter().map(|(kind, count)| Count { kind: *kind, count: *count }).collect();
+        Line { time: timestamp(SystemTime::now()), event: "counted", counted }
     }
 
     /// Tells those who wait.
@@ -166,37 +166,37 @@ mod tests {
         Entry { rpc, outcome: "NOT_ALLOWED", ..*record.entry.take().unwrap() }
     }
 
-    fn stand_alone(refusals: &Refusals, uid: u32, now: Instant) -> u32 {
+    fn stand_alone(counted: &Counted, uid: u32, now: Instant) -> u32 {
         let entry = entry(uid, "Test");
-        (0..1000).filter(|_| refusals.count(&entry, now).is_none()).count().try_into().unwrap()
+        (0..1000).filter(|_| counted.count(&entry, now).is_none()).count().try_into().unwrap()
     }
 
     #[test]
     fn each_user_has_so_many_lines_and_all_together_no_more_until_later() {
-        let (refusals, now) = (Refusals::new(), Instant::now());
-        assert_eq!([1, 2, 3].map(|uid| stand_alone(&refusals, uid, now)), [ALONE_OF_A_USER, ALONE_OF_A_USER, 0]);
-        assert_eq!(refusals.due(), Some(now + INTERVAL));
-        assert!(refusals.take(now, false).is_none(), "it is not due");
-        let together = refusals.take(now + INTERVAL, false).unwrap();
+        let (counted, now) = (Counted::new(), Instant::now());
+        assert_eq!([1, 2, 3].map(|uid| stand_alone(&counted, uid, now)), [ALONE_OF_A_USER, ALONE_OF_A_USER, 0]);
+        assert_eq!(counted.due(), Some(now + INTERVAL));
+        assert!(counted.take(now, false).is_none(), "it is not due");
+        let together = counted.take(now + INTERVAL, false).unwrap();
         let told: Vec<_> = together.counts.iter().map(|(kind, count)| (kind.uid, *count)).collect();
         assert_eq!(told, [(Some(1), 900), (Some(2), 900), (Some(3), 1000)]);
-        assert_eq!(refusals.due(), None);
-        assert_eq!(stand_alone(&refusals, 3, now + WINDOW), ALONE_OF_A_USER);
-        assert!(refusals.take(now, true).is_some(), "the daemon ends");
+        assert_eq!(counted.due(), None);
+        assert_eq!(stand_alone(&counted, 3, now + WINDOW), ALONE_OF_A_USER);
+        assert!(counted.take(now, true).is_some(), "the daemon ends");
     }
 
     #[test]
     fn however_many_users_and_rpcs_the_line_has_an_end_and_its_sum_is_right() {
-        let (refusals, now) = (Refusals::new(), Instant::now());
-        stand_alone(&refusals, 1, now);
-        stand_alone(&refusals, 2, now);
+        let (counted, now) = (Counted::new(), Instant::now());
+        stand_alone(&counted, 1, now);
+        stand_alone(&counted, 2, now);
         let entry = entry(3, "Another");
-        (3..503).for_each(|uid| drop(refusals.count(&Entry { uid, ..entry.clone() }, now)));
-        let together = refusals.take(now, true).unwrap();
+        (3..503).for_each(|uid| drop(counted.count(&Entry { uid, ..entry.clone() }, now)));
+        let together = counted.take(now, true).unwrap();
         let line = serde_json::to_value(together.line()).unwrap();
-        let refused = line["refused"].as_array().unwrap();
-        assert_eq!(refused.len(), MOST_USERS + 1);
-        assert_eq!(refused[0], serde_json::json!({ "uid": null, "rpc": null, "outcome": "NOT_ALLOWED", "count": 470 }));
-        assert_eq!(refused.iter().map(|kind| kind["count"].as_u64().unwrap()).sum::<u64>(), 1800 + 500);
+        let counted = line["counted"].as_array().unwrap();
+        assert_eq!(counted.len(), MOST_USERS + 1);
+        assert_eq!(counted[0], serde_json::json!({ "uid": null, "rpc": null, "outcome": "NOT_ALLOWED", "count": 470 }));
+        assert_eq!(counted.iter().map(|kind| kind["count"].as_u64().unwrap()).sum::<u64>(), 1800 + 500);
     }
 }
