@@ -330,7 +330,7 @@ async fn a_signature_that_does_not_verify_is_withheld_and_costs_the_process() {
 
 #[tokio::test]
 async fn nonsense_on_the_pipe_costs_the_process_and_nothing_else() {
-    for act in ["garbage", "huge", "unknown"] {
+    for act in ["garbage", "huge", "nothing", "unknown"] {
         let fake = Fake::new();
         let handle = fake.start();
         ready(&handle).await;

@@ -199,8 +199,9 @@ impl Dispatcher {
                 }
             }
             Report::Refused(error) if generation.workers == 0 => self.lose(error),
-            Report::Done(done) => done.into_iter().for_each(|done| self.on_done(done)),
-            Report::Opened { .. } | Report::Refused(_) => self.lose(nonsense(&"opened twice")),
+            Report::Done(done) if !done.is_empty() => done.into_iter().for_each(|done| self.on_done(done)),
+            // So each report is of something that was asked for, and they have an end.
+            _ => self.lose(nonsense(&"a report of nothing")),
         }
     }
 

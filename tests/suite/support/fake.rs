@@ -304,6 +304,8 @@ impl FakeDevice {
             },
             "garbage" => say(&[0xff; 5]),
             "huge" => say(&[0; 100_000]),
+            // No answers.
+            "nothing" => say(&[2, 0]),
             // The answer `Late` to a job of the id 999.
             "unknown" => say(&[2, 0xe7, 0x07, 1, 8]),
             slow => std::thread::sleep(Duration::from_millis(slow.strip_prefix("slow-").unwrap().parse().unwrap())),
