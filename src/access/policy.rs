@@ -347,6 +347,24 @@ mod tests {
     }
 
     #[test]
+    fn what_others_ask_of_a_policy_is_what_stands_in_it() {
+        let rules = vec![
+            Rule { groups: Some(vec![ALICE]), operations: vec![Operation::SignBlob], ..open_rule() },
+            Rule { users: Some(vec![BOB]), accounts: vec![email("b@x")], ..open_rule() },
+        ];
+        let policy = Policy::new(vec![account("a@x"), account("b@x")], rules.clone());
+        assert_eq!(policy.rules(), rules);
+        let accounts: Vec<_> = policy.accounts().iter().map(|account| account.email.as_str()).collect();
+        assert_eq!(accounts, ["a@x", "b@x"]);
+        assert!(policy.names(BOB) && !policy.names(ALICE), "a group's rule is not for this very user");
+        assert!(policy.signs_digests(&email("b@x")) && !policy.signs_digests(&email("a@x")));
+        for operation in Operation::ALL {
+            assert_eq!(serde_json::to_value(operation).unwrap(), operation.name());
+            assert_eq!(operation.to_string().parse(), Ok(operation));
+        }
+    }
+
+    #[test]
     fn users_and_groups_must_both_hold() {
         let a = email("a@x");
         let request = request(&a, Operation::SignBlob);
@@ -550,8 +568,10 @@ mod tests {
         let both = Request { audiences: vec!["aud"], scopes: vec!["scope"], ..request(&a, Operation::MintAccessToken) };
         let denied = policy.authorize(&caller(ALICE), &both).unwrap_err();
         assert_eq!(denied.reason, "rule 1 comes nearest: a scope matches none of its scopes");
-        let one = Request { scopes: vec![], ..both };
-        assert_eq!(policy.authorize(&caller(ALICE), &one).unwrap().rule(), 1);
+        for (rule, audiences, scopes) in [(1, vec!["aud"], vec![]), (2, vec![], vec!["scope"])] {
+            let one = Request { audiences, scopes, ..both.clone() };
+            assert_eq!(policy.authorize(&caller(ALICE), &one).unwrap().rule(), rule);
+        }
     }
 
     #[test]
@@ -560,7 +580,8 @@ mod tests {
         let policy = Policy::new(vec![account("a@x"), account("b@x")], vec![rule]);
         for operation in Operation::ALL {
             let denied = |email: &AccountEmail| policy.authorize(&caller(ALICE), &request(email, operation)).err();
-            assert!(denied(&email("b@x")).is_some());
+            let reason = "no rule is for this caller and this account".to_owned();
+            assert_eq!(denied(&email("b@x")), Some(Denied { reason }));
             assert_eq!(denied(&email("b@x")), denied(&email("no@x")));
         }
         assert!(policy.knows(&caller(ALICE), &email("a@x")));

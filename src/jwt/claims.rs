@@ -365,17 +365,19 @@ mod tests {
 
     #[test]
     fn every_claim_that_carries_authority_is_shown_to_policy() {
-        let text =
-            r#"{"aud":["https://a/","b"],"target_audience":"c","scope":"s t","role":"admin","n":[1,"x"],"azp":"a@x"}"#;
+        let text = r#"{"aud":["https://a/","b"],"target_audience":"c","scope":"s t","Role":"admin","n":[1,"x"],"azp":"a@x","jti":"j","exp":1790000060}"#;
         let claims = Claims::parse(text).unwrap();
+        let names: Vec<_> = claims.members().iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["aud", "target_audience", "scope", "Role", "n", "azp", "jti", "exp"]);
         let account = account();
         let request = claims.request(&account, now());
         assert_eq!(request.operation, Operation::SignJwt);
+        assert_eq!(request.lifetime, Some(Duration::from_secs(60)));
         assert_eq!(request.audiences, ["https://a/", "b", "c"]);
         assert_eq!(request.scopes, ["s", "t"]);
         let text = |text: &str| ClaimValue::Text(text.to_owned());
         let array = ClaimValue::Json(r#"[1,"x"]"#.to_owned());
-        assert_eq!(request.claims, [("role", text("admin")), ("n", array), ("azp", text("a@x"))]);
+        assert_eq!(request.claims, [("Role", text("admin")), ("n", array), ("azp", text("a@x"))]);
         assert_eq!(Claims::parse(r#"{"aud":"one"}"#).unwrap().audiences(), ["one"]);
     }
 

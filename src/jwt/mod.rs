@@ -361,6 +361,12 @@ mod tests {
             let scopes = Target::Scopes(scopes.iter().map(|scope| (*scope).to_owned()).collect());
             assert!(access(&permit, &scopes).unwrap_err().to_string().starts_with("scope: "), "{scopes:?}");
         }
+        for (length, fits) in [(4096, true), (4097, false)] {
+            let text = "a".repeat(length);
+            for target in [Target::Audience(text.clone()), Target::Scopes(vec![text])] {
+                assert_eq!(access(&permit, &target).is_ok(), fits, "{length}");
+            }
+        }
     }
 
     #[test]
