@@ -87,6 +87,7 @@ impl Event {
     }
 
     #[cfg(test)]
+    #[cfg(not(feature = "model"))]
     fn checkpoint(of: &Head) -> Self {
         Self::Checkpoint(Checkpoint {
             event: crate::audit::CheckpointEvent::Checkpoint,

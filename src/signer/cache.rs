@@ -588,6 +588,36 @@ mod tests {
     }
 
     #[test]
+    fn renewals_are_spread_over_a_sixteenth_of_the_lifetime() {
+        let minted = minted(&key("k"), 0);
+        for (jitter, expected) in [(0, HOUR * 3 / 4), (225, HOUR * 11 / 16), (226, HOUR * 3 / 4)] {
+            assert_eq!(minted.renewal(jitter), Some(at(expected)), "{jitter}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_to_be_kept_is_forgotten_but_nobody_who_waits() {
+        let keys = [key("k")];
+        let cache = with_one(&keys[0]);
+        cache.retain(|_| true);
+        assert_eq!(name(&ask(&cache, "s", 1, &keys, true)).0, "hit");
+        let Asked::Sign(landing, None) = ask(&cache, "another", 1, &keys, true) else { panic!("nobody signs") };
+        cache.retain(|_| false);
+        assert_eq!(name(&ask(&cache, "s", 1, &keys, true)), ("sign", false));
+        assert_eq!(name(&ask(&cache, "another", 1, &keys, true)).0, "wait");
+        cache.land(landing, Ok(minted(&keys[0], 1)), at(1));
+        assert_eq!(name(&ask(&cache, "another", 1, &keys, true)).0, "hit");
+    }
+
+    #[test]
+    fn a_cache_of_none_is_off_and_no_jwt_is_printed() {
+        assert!(Cache::new(1).is_on() && !Cache::new(0).is_on());
+        let key = key("k");
+        let printed = format!("{:?}", with_one(&key));
+        assert!(printed.contains("entries: 1") && !printed.contains(minted(&key, 0).bearer.as_str()), "{printed}");
+    }
+
+    #[test]
     fn the_same_is_what_has_the_same_bytes() {
         let same = |one: &JwtBody, other: &JwtBody| wanted_of(one, None) == wanted_of(other, None);
         assert!(same(&body(&["a", "b"], None), &body(&["b", "a", "b"], Some(3600))));

@@ -309,8 +309,13 @@ const MANY: usize = 2 * wire::TOGETHER;
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+
     use super::*;
     use crate::device::handle::{Handle, Health};
+    use crate::key::{Algorithm, Digest, Hash, Signature};
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -318,15 +323,21 @@ mod tests {
     const MODEST: u32 = 2;
     const OTHER: u32 = 3;
 
+    fn pair() -> EcdsaKeyPair {
+        EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()
+    }
+
+    fn public_key(pair: &EcdsaKeyPair) -> PublicKey {
+        let spki: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
+        PublicKey::from_spki(spki.as_ref()).unwrap()
+    }
+
     /// A request of a user, told apart by how often it was sent; and its caller, who goes when this is dropped.
     fn request(uid: u32, number: u32) -> (Request, Answered) {
-        let pair = aws_lc_rs::signature::EcdsaKeyPair::generate(&aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING);
-        let point = aws_lc_rs::signature::KeyPair::public_key(pair.as_ref().unwrap());
-        let spki = aws_lc_rs::encoding::AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(point).unwrap();
         let (answer, caller) = oneshot::channel();
         let request = Request {
             locator: Arc::new(KeyLocator::Handle(1)),
-            public_key: Arc::new(PublicKey::from_spki(spki.as_ref()).unwrap()),
+            public_key: Arc::new(public_key(&pair())),
             work: Work::PublicKey,
             deadline: Instant::now() + MILLISECOND * 3_600_000,
             turn: Turn::shared(uid),
@@ -405,6 +416,18 @@ mod tests {
     }
 
     #[test]
+    fn what_several_wait_for_stays_where_another_turn_is_no_earlier() {
+        let (mut queue, mut callers) = queue(9, &[GREEDY]);
+        let (request, caller) = request(GREEDY, 9);
+        let turn = request.turn.clone();
+        assert!(queue.push(request).is_none());
+        callers.push(caller);
+        assert!(turn.join(MODEST));
+        queue.hasten(&turn);
+        assert_eq!(order(queue), [(GREEDY, 0), (GREEDY, 9)]);
+    }
+
+    #[test]
     fn in_a_full_queue_whoever_has_the_most_gives_way() {
         let (mut queue, mut callers) = queue(4, &[GREEDY; 4]);
         let mut push = |uid| {
@@ -465,6 +488,62 @@ mod tests {
         assert_eq!(order(queue), [(GREEDY, 0), (MODEST, 0), (GREEDY, 1)]);
     }
 
+    #[tokio::test]
+    async fn what_failed_twice_or_by_its_pin_is_answered_and_not_tried_again() {
+        let (away, refused) = (DeviceError::Away(String::new()), DeviceError::PinRefused(String::new()));
+        for (sent, error, again) in [(1, &away, true), (2, &away, false), (0, &refused, false)] {
+            let mut queue = Queue::new(4);
+            let (request, caller) = request(MODEST, sent);
+            queue.retry(request, error);
+            assert_eq!(queue.pop().is_some(), again, "{sent} {error}");
+            assert_eq!(caller.await.ok().map(Result::err), (!again).then(|| Some(error.clone())));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_is_told_when_to_come_again() {
+        for (wait, expected) in [(0, 10), (500, 500), (60_000, 10_000)] {
+            let (request, caller) = request(MODEST, 0);
+            request.refuse(MILLISECOND * wait);
+            let retry_after = MILLISECOND * expected;
+            assert_eq!(caller.await.unwrap().err(), Some(DeviceError::Overloaded { retry_after }));
+        }
+    }
+
+    #[test]
+    fn nobody_waits_beyond_the_deadline() {
+        let (request, _caller) = request(MODEST, 0);
+        assert!(request.is_wanted(request.deadline - MILLISECOND) && !request.is_wanted(request.deadline));
+    }
+
+    #[test]
+    fn no_answer_leaves_that_is_not_right_by_the_recorded_key() {
+        let (ours, another) = (pair(), pair());
+        let sign = Work::Sign { algorithm: Algorithm::Es256, digest: Digest::of(Hash::Sha256, b"text") };
+        let signed = |pair: &EcdsaKeyPair, text: &[u8]| {
+            let signature = pair.sign(&SystemRandom::new(), text).unwrap();
+            Answer::Sign(Signature::from_bytes(signature.as_ref().to_vec()))
+        };
+        let spki = |pair| Answer::PublicKey(public_key(pair).spki().to_vec());
+        for (row, (work, answer, expected)) in [
+            (sign, signed(&ours, b"text"), "right"),
+            (sign, signed(&ours, b"another text"), "integrity"),
+            (sign, signed(&another, b"text"), "integrity"),
+            (sign, spki(&ours), "integrity"),
+            (Work::PublicKey, spki(&ours), "right"),
+            (Work::PublicKey, spki(&another), "permanent"),
+            (Work::PublicKey, Answer::PublicKey(Vec::new()), "permanent"),
+            (Work::PublicKey, signed(&ours, b"text"), "integrity"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let request = Request { public_key: Arc::new(public_key(&ours)), work, ..request(MODEST, 0).0 };
+            let said = request.verified(answer).map_or_else(|error| error.class(), |_| "right");
+            assert_eq!(said, expected, "{row}");
+        }
+    }
+
     #[test]
     fn an_idle_worker_is_never_waited_for() {
         let mut pace = Pace::default();
@@ -496,6 +575,9 @@ mod tests {
         pace.record(MILLISECOND, 1);
         assert_eq!(pace.jobs(), MANY);
         pace.record(MILLISECOND * 100, 1);
+        assert_eq!(pace.jobs(), FEW);
+        let mut pace = Pace::default();
+        pace.record(wire::QUICK, 1);
         assert_eq!(pace.jobs(), FEW);
     }
 
