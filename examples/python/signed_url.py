@@ -10,10 +10,10 @@ import sys
 from google.cloud import storage
 from google.oauth2 import service_account
 
-from signet import Signer
+from signet import SOCKET, Signer
 
 email, bucket, name, *rest = sys.argv[1:]
-socket = rest[0] if rest else "/run/signet/signet.sock"
+socket = rest[0] if rest else SOCKET
 endpoint = {"api_access_endpoint": rest[1]} if rest[1:] else {}
 credentials = service_account.Credentials(Signer(email, socket), email, "https://oauth2.googleapis.com/token")
 blob = storage.Client(project="-", credentials=credentials).bucket(bucket).blob(name)

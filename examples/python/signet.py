@@ -2,12 +2,16 @@
 
 import datetime
 import json
+import os
 import time
 
 import grpc
 from google.auth import credentials, crypt
 from google.cloud import iam_credentials_v1
 from google.cloud.iam_credentials_v1.services.iam_credentials.transports import IAMCredentialsGrpcTransport
+
+# As `signetctl env` exports it.
+SOCKET = os.environ.get("SIGNET_SOCKET", "/run/signet/signet.sock")
 
 
 def connect(socket):
@@ -20,7 +24,7 @@ class Signer(crypt.Signer):
 
     key_id = None
 
-    def __init__(self, email, socket="/run/signet/signet.sock"):
+    def __init__(self, email, socket=SOCKET):
         self._client, self._name = connect(socket), "projects/-/serviceAccounts/" + email
 
     def sign(self, message):
@@ -31,7 +35,7 @@ class Signer(crypt.Signer):
 class JwtCredentials(credentials.Credentials):
     """A JWT access token for one service (AIP-4111), such as https://pubsub.googleapis.com/ with its final slash."""
 
-    def __init__(self, email, audience, socket="/run/signet/signet.sock"):
+    def __init__(self, email, audience, socket=SOCKET):
         super().__init__()
         self._client, self._email, self._audience = connect(socket), email, audience
 

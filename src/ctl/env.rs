@@ -81,6 +81,10 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     if let Some(project) = account.map(|account| account.project_id).filter(|project| !project.is_empty()) {
         environment.set.push(("GOOGLE_CLOUD_PROJECT", project));
     }
+    // For what speaks gRPC, and for signetctl.
+    if let Some(socket) = global.socket().ok().and_then(|socket| std::path::absolute(socket).ok()) {
+        environment.set.push(("SIGNET_SOCKET", socket.display().to_string()));
+    }
     if let Some(spared) = no_proxy(address, |name| env::var(name).ok()) {
         environment.set.extend(["NO_PROXY", "no_proxy"].map(|name| (name, spared.clone())));
     }

@@ -150,12 +150,12 @@ impl Signer {
         let entries = Gauge::<i64>::default();
         entries.set(i64::try_from(figures.entries).unwrap_or(i64::MAX));
         registry.register("cache_entries", "JWTs that are kept", entries);
-        let can_sign = Gauge::<i64>::default();
-        can_sign.set(self.can_sign().into());
-        registry.register("can_sign", "1 where any account can sign", can_sign);
     }
 
     fn register_devices(&self, registry: &mut Registry) {
+        let can_sign = Gauge::<i64>::default();
+        can_sign.set(self.can_sign().into());
+        registry.register("can_sign", "1 where any account can sign", can_sign);
         let (generations, waiting, up) =
             (Family::<Named, Counter>::default(), Family::<Named, Gauge>::default(), Family::<Named, Gauge>::default());
         for (name, handle) in self.keyring.load().devices() {

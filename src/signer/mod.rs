@@ -4,6 +4,7 @@
 //!
 //! It knows no protocol, no configuration file and no device but through its handle.
 
+mod accounts;
 mod audit;
 mod cache;
 mod checkpoints;
@@ -15,6 +16,7 @@ mod minting;
 mod rate;
 mod request;
 mod status;
+mod swap;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,7 +25,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::access::{Account, AccountEmail, Accounts, Caller, Permit, Policy, Request, Sought, UniqueId};
+use crate::access::{Caller, Permit, Policy, Request};
 use crate::key::{Algorithm, Digest, KeyId, Signature};
 pub use crate::keyring::KeyState;
 use audit::Record;
@@ -105,6 +107,11 @@ impl Signer {
     #[must_use]
     pub fn with_exchanges(self, exchanges: Exchanges) -> Self {
         Self { exchanges, ..self }
+    }
+
+    /// Begins a new file of the audit log.
+    pub fn rotate_audit(&self) {
+        self.audit.rotate();
     }
 
     /// Signs bytes or a digest. Bytes that a verifier could take for a JWT are judged as sign-jwt.
@@ -245,144 +252,6 @@ impl Signer {
         let permit = decision.map_err(|_told_to_the_audit_log_alone| SignError::Denied)?;
         rules.spend(&permit, caller.uid)?;
         Ok(permit)
-    }
-
-    /// The account that is meant, by its email or unique id; it need not exist.
-    fn resolve(&self, account: &str) -> Result<AccountEmail, SignError> {
-        let rules = self.rules.load();
-        if let Ok(id) = account.parse::<UniqueId>() {
-            let known = rules.policy.accounts().iter().find(|account| account.unique_id.as_ref() == Some(&id));
-            return known.map(|account| account.email.clone()).ok_or(SignError::Denied);
-        }
-        if !account.is_empty() {
-            return account.parse().map_err(|invalid| SignError::invalid("account", invalid));
-        }
-        let default = rules.policy.default_account().map(|account| account.email.clone());
-        default.ok_or_else(|| SignError::invalid("account", "there is no default account: name one"))
-    }
-}
-
-/// What needs no signature.
-impl Signer {
-    /// Tells who an account is, to whoever may do anything with it, and which key would sign for it now.
-    ///
-    /// # Errors
-    /// [`SignError`].
-    pub async fn account(&self, call: Call<'_>) -> Result<(Account, Arc<Key>), SignError> {
-        let mut record = self.audit.begin(&call)?;
-        let told = self.resolve(call.account).and_then(|email| {
-            let Rules { policy, .. } = &**self.rules.load();
-            let account = policy.account(&email).filter(|_| policy.knows(call.caller, &email));
-            record.told(account.is_some());
-            let account = account.ok_or(SignError::Denied)?;
-            let key = self.keyring.load().active(&email).into_iter().next().ok_or_else(SignError::no_key)?;
-            Ok((account.as_ref().clone(), key))
-        });
-        record.finish(told).await
-    }
-
-    /// Leaves the record of a request that a front refuses by what it alone knows of the caller.
-    ///
-    /// # Errors
-    /// Where it can't be written.
-    pub async fn refused(&self, call: Call<'_>, reason: &str) -> Result<(), SignError> {
-        let mut record = self.audit.begin(&call)?;
-        record.refused(reason);
-        match record.finish::<()>(Err(SignError::Denied)).await {
-            Err(SignError::Denied) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Tells which accounts a caller may do anything with.
-    ///
-    /// # Errors
-    /// [`SignError`].
-    pub async fn accounts(&self, call: Call<'_>) -> Result<Accounts, SignError> {
-        let mut record = self.audit.begin(&call)?;
-        let accounts = self.rules.load().policy.accounts_of(call.caller);
-        record.told(!accounts.all.is_empty());
-        record.finish(Ok(accounts)).await
-    }
-
-    /// The account that a caller means by naming none, where there is one. It is for a request that is then judged.
-    #[must_use]
-    pub fn default_of(&self, caller: &Caller) -> Option<AccountEmail> {
-        let accounts = self.rules.load().policy.accounts_of(caller);
-        accounts.default.map(|account| account.email.clone())
-    }
-
-    /// The account that an empty one in a request means, where there is one.
-    #[must_use]
-    pub fn default_account(&self) -> Option<AccountEmail> {
-        self.rules.load().policy.default_account().map(|account| account.email.clone())
-    }
-
-    /// Is told whenever rules or keys change.
-    #[must_use]
-    pub fn changes(&self) -> watch::Receiver<()> {
-        self.changes.subscribe()
-    }
-
-    /// The published keys of an account, the one that signs first. Open to every caller: there is nothing to decide.
-    ///
-    /// # Errors
-    /// [`SignError`].
-    pub fn published(&self, account: &str) -> Result<Vec<Arc<Key>>, SignError> {
-        let email = self.resolve(account)?;
-        self.rules.load().policy.account(&email).ok_or(SignError::Denied)?;
-        Ok(self.keyring.load().published(&email, SystemTime::now()))
-    }
-
-    /// The keyring as it is now.
-    #[must_use]
-    pub fn keyring(&self) -> Arc<LiveKeyring> {
-        self.keyring.load_full()
-    }
-
-    /// What has to be known of a caller for the rules in force.
-    #[must_use]
-    pub fn sought(&self) -> Sought {
-        self.rules.load().policy.sought()
-    }
-
-    /// Whether a rule names this user.
-    #[must_use]
-    pub fn names(&self, uid: u32) -> bool {
-        self.rules.load().policy.names(uid)
-    }
-
-    /// Begins a new file of the audit log.
-    pub fn rotate_audit(&self) {
-        self.audit.rotate();
-    }
-
-    /// Takes another policy; requests on their way keep the old one.
-    pub fn set_policy(&self, policy: Policy) {
-        let rules = Rules::following(policy, &self.rules.load());
-        self.rules.store(Arc::new(rules));
-        self.forget();
-        self.changes.send_replace(());
-    }
-
-    /// Takes another keyring; requests on their way keep the old one.
-    pub fn set_keyring(&self, keyring: LiveKeyring) {
-        keyring.follow(&self.keyring.load());
-        self.keyring.store(Arc::new(keyring));
-        self.forget();
-        self.changes.send_replace(());
-    }
-
-    /// Forgets cached JWTs of accounts that are gone and of keys that have gone or have a newer one beside them, which is
-    /// to sign from now on. Each request for one is judged anew in any case.
-    fn forget(&self) {
-        let (rules, keyring) = (self.rules.load(), self.keyring.load());
-        let signs = |key: &Key| {
-            let mut of_account = keyring.keys().iter().filter(|other| other.account() == key.account());
-            // The newest active one stands first.
-            of_account.next().is_some_and(|newest| newest.is_active() && newest.is_same(key))
-        };
-        self.cache.retain(|minted| rules.policy.account(minted.key.account()).is_some() && signs(&minted.key));
     }
 }
 

@@ -85,11 +85,6 @@ impl Signer {
         self.cache.figures()
     }
 
-    /// Takes note of which configuration is in force.
-    pub fn set_source(&self, source: Source) {
-        self.source.store(Arc::new(source));
-    }
-
     fn device_status(&self) -> Vec<DeviceStatus> {
         let keyring = self.keyring.load();
         let of = |(name, handle): (&KeyId, &crate::device::handle::Handle)| {

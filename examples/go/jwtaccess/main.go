@@ -17,6 +17,9 @@ import (
 
 func main() {
 	email, audience, url, socket := os.Args[1], os.Args[2], os.Args[3], "/run/signet/signet.sock"
+	if exported := os.Getenv("SIGNET_SOCKET"); exported != "" {
+		socket = exported
+	}
 	if len(os.Args) > 4 {
 		socket = os.Args[4]
 	}

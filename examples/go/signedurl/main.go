@@ -19,6 +19,9 @@ import (
 func main() {
 	email, bucket, object := os.Args[1], os.Args[2], os.Args[3]
 	socket := "/run/signet/signet.sock"
+	if exported := os.Getenv("SIGNET_SOCKET"); exported != "" {
+		socket = exported
+	}
 	if len(os.Args) > 4 {
 		socket = os.Args[4]
 	}
