@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::child::{DeviceProcess, ended, nonsense};
 use super::generation::{FAR, Generation, InFlight, Phase};
-use super::queue::{Message, Pace, Queue};
+use super::queue::{Message, Pace, Queue, Request};
 use super::sight::Sight;
 use super::suspects::Suspects;
 use super::{Counters, Health, Start, jittered};
@@ -122,27 +122,27 @@ impl Dispatcher {
             self.dispatch();
         }
         request.uid = self.queue.first_of(&request.turn);
-        let wait = self.wait_of(request.uid);
-        if self.phase.workers() > 0 && Instant::now() + wait > request.deadline {
-            return request.refuse(wait);
+        let (ahead, workers) = (self.queue.most_ahead_of(request.uid) + self.in_flight.len(), self.phase.workers());
+        if workers > 0 && !request.is_promising(Instant::now(), self.pace.wait(ahead, workers)) {
+            return self.refuse(request);
         }
         if let Some(refused) = self.queue.push(request) {
-            let wait = self.wait_of(refused.uid);
-            refused.refuse(wait);
+            self.refuse(refused);
         }
     }
 
-    /// How long one more request of a user would take.
-    fn wait_of(&self, uid: u32) -> Duration {
-        self.pace.wait(self.queue.ahead_of(uid) + self.in_flight.len(), self.phase.workers())
+    /// Refuses a request, with how long one more of its user would take.
+    fn refuse(&self, request: Request) {
+        let ahead = self.queue.ahead_of(request.uid) + self.in_flight.len();
+        request.refuse(self.pace.wait(ahead, self.phase.workers()));
     }
 
     /// Sends what the process can use: enough for each worker that none is ever idle, and little is done in vain.
     fn dispatch(&mut self) {
         let Phase::Running(generation) = &mut self.phase else { return };
-        let (now, clock) = (Instant::now(), wire::now());
-        while self.in_flight.len() < generation.workers * self.pace.jobs() {
-            let Some(mut request) = self.queue.pop() else { break };
+        let (now, clock, workers) = (Instant::now(), wire::now(), generation.workers);
+        while self.in_flight.len() < workers * self.pace.jobs() {
+            let Some(mut request) = self.queue.pop(now, self.pace.wait(self.in_flight.len(), workers)) else { break };
             if let Some(refusal) = self.suspects.refusal(&request) {
                 request.answer(Err(refusal));
                 continue;
@@ -167,11 +167,11 @@ impl Dispatcher {
                 }
             }
             request.sent += 1;
-            let round = self.in_flight.len() / generation.workers + 1;
+            let round = self.in_flight.len() / workers + 1;
             self.in_flight.insert(self.last_id, InFlight { request, sent: now, round, limit: None });
         }
         // The oldest are what the workers are at.
-        for job in self.in_flight.values_mut().take(generation.workers).filter(|job| job.limit.is_none()) {
+        for job in self.in_flight.values_mut().take(workers).filter(|job| job.limit.is_none()) {
             self.wake = self.wake.min(*job.limit.insert(now + self.config.call_limit));
         }
     }
@@ -341,7 +341,7 @@ impl Dispatcher {
 
     /// Refuses what waits and what comes, until the device is ready again.
     fn down(&mut self, error: DeviceError, pause: Duration) {
-        while let Some(request) = self.queue.pop() {
+        while let Some(request) = self.queue.pop(Instant::now(), Duration::ZERO) {
             request.answer(Err(error.clone()));
         }
         self.publish(Health::Down(error));

@@ -94,6 +94,23 @@ impl Request {
         !self.answer.is_closed() && now < self.deadline
     }
 
+    /// Whether it will be done in time where that takes so long, or a little longer: it is easier to be refused now than then.
+    pub(super) fn is_promising(&self, now: Instant, wait: Duration) -> bool {
+        now + wait + wait / RESERVE <= self.deadline
+    }
+
+    /// The request, where somebody still waits for it; refuses what would be late by then.
+    fn in_time(self, now: Instant, wait: Duration) -> Option<Self> {
+        if !self.is_wanted(now) {
+            return None;
+        }
+        if now + wait > self.deadline {
+            self.refuse(wait);
+            return None;
+        }
+        Some(self)
+    }
+
     /// Answers, unless the caller has gone.
     pub(super) fn answer(self, outcome: Result<Answer, DeviceError>) {
         let _ = self.answer.send(outcome);
@@ -124,23 +141,27 @@ impl Request {
     }
 }
 
-/// The waiting requests: users take turns, and each user's are served in the order in which they came. The only place
-/// that decides whose turn it is.
+/// The waiting requests: users take turns, and each user's are served in the order in which they came. A newcomer, who has had
+/// no turn for a round, comes before all who have: he waits no longer the more there are who always ask. The only place that
+/// decides whose turn it is.
 pub(super) struct Queue {
-    /// Everybody who has something waiting, once; whose turn is next stands first.
+    /// The round; whose turn is next stands first. Who has nothing waiting any more keeps his place until it is his turn.
     users: VecDeque<User>,
+    /// How many turns there were.
+    turns: u64,
     limit: usize,
 }
 
 struct User {
     uid: u32,
-    /// Never empty.
+    /// From this turn on no newcomer comes before him: so no stream of these keeps him waiting for ever.
+    due: u64,
     waiting: VecDeque<Request>,
 }
 
 impl Queue {
     pub(super) const fn new(limit: usize) -> Self {
-        Self { users: VecDeque::new(), limit }
+        Self { users: VecDeque::new(), turns: 0, limit }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -153,8 +174,19 @@ impl Queue {
 
     /// How many requests would be served before one more of this user.
     pub(super) fn ahead_of(&self, uid: u32) -> usize {
-        let own_turn = self.users.iter().position(|user| user.uid == uid).unwrap_or(self.users.len());
-        self.before(own_turn, self.waiting_of(uid))
+        self.before(self.place_of(uid), self.waiting_of(uid))
+    }
+
+    /// How many it would be if everybody in the round asked again before each further turn of this user.
+    pub(super) fn most_ahead_of(&self, uid: u32) -> usize {
+        self.waiting_of(uid) * self.users.len() + self.before(self.place_of(uid), 0)
+    }
+
+    /// The place of a user in the round, or where he would come in.
+    fn place_of(&self, uid: u32) -> usize {
+        let known = self.users.iter().position(|user| user.uid == uid);
+        let before = || self.users.iter().position(|user| user.due > self.turns);
+        known.or_else(before).unwrap_or(self.users.len())
     }
 
     /// How many requests are served before that of a user of this place which has so many of its own before it.
@@ -183,9 +215,6 @@ impl Queue {
         };
         let Some(user) = self.users.get_mut(own_turn) else { return };
         let Some(request) = user.waiting.remove(own) else { return };
-        if user.waiting.is_empty() {
-            self.users.remove(own_turn);
-        }
         self.add(Request { uid: first, ..request });
     }
 
@@ -207,9 +236,10 @@ impl Queue {
     }
 
     fn add(&mut self, request: Request) {
-        match self.users.iter_mut().find(|user| user.uid == request.uid) {
+        let (uid, place) = (request.uid, self.place_of(request.uid));
+        match self.users.get_mut(place).filter(|user| user.uid == uid) {
             Some(user) => user.waiting.push_back(request),
-            None => self.users.push_back(User { uid: request.uid, waiting: [request].into() }),
+            None => self.users.insert(place, User { uid, due: self.turns, waiting: [request].into() }),
         }
     }
 
@@ -225,21 +255,21 @@ impl Queue {
     pub(super) fn put_back(&mut self, request: Request) {
         let uid = request.uid;
         let known = self.users.iter().position(|user| user.uid == uid).and_then(|place| self.users.remove(place));
-        let mut user = known.unwrap_or(User { uid, waiting: VecDeque::new() });
-        user.waiting.push_front(request);
-        self.users.push_front(user);
+        let mut waiting = known.map_or_else(VecDeque::new, |user| user.waiting);
+        waiting.push_front(request);
+        self.users.push_front(User { uid, due: self.turns, waiting });
     }
 
-    /// The next request that somebody still waits for.
-    pub(super) fn pop(&mut self) -> Option<Request> {
-        let now = Instant::now();
+    /// The next request that somebody still waits for, given how long its answer takes from now on: a device is to do nothing in
+    /// vain.
+    pub(super) fn pop(&mut self, now: Instant, wait: Duration) -> Option<Request> {
         while let Some(mut user) = self.users.pop_front() {
-            // A caller that has gone takes no turn from the user's others.
-            let next = std::iter::from_fn(|| user.waiting.pop_front()).find(|request| request.is_wanted(now));
-            if !user.waiting.is_empty() {
-                self.users.push_back(user);
-            }
+            // What is not done takes no turn from the user's others.
+            let next = std::iter::from_fn(|| user.waiting.pop_front()).find_map(|request| request.in_time(now, wait));
             if next.is_some() {
+                self.turns += 1;
+                user.due = self.turns + self.users.len() as u64 + 1;
+                self.users.push_back(user);
                 return next;
             }
         }
@@ -265,7 +295,7 @@ impl Queue {
         for user in &mut self.users {
             user.waiting.retain(|request| request.is_wanted(now));
         }
-        self.users.retain(|user| !user.waiting.is_empty());
+        self.users.retain(|user| user.due > self.turns || !user.waiting.is_empty());
     }
 }
 
@@ -302,6 +332,8 @@ impl Pace {
     }
 }
 
+/// The part of a wait that it may take longer.
+const RESERVE: u32 = 8;
 /// Jobs for each worker: one that it is at and one to go on with; or, of a quick device, twice as many as are told together,
 /// so that it is not idle meanwhile.
 const FEW: usize = 2;
@@ -309,6 +341,8 @@ const MANY: usize = 2 * wire::TOGETHER;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -334,10 +368,11 @@ mod tests {
 
     /// A request of a user, told apart by how often it was sent; and its caller, who goes when this is dropped.
     fn request(uid: u32, number: u32) -> (Request, Answered) {
+        static KEY: LazyLock<Arc<PublicKey>> = LazyLock::new(|| Arc::new(public_key(&pair())));
         let (answer, caller) = oneshot::channel();
         let request = Request {
             locator: Arc::new(KeyLocator::Handle(1)),
-            public_key: Arc::new(public_key(&pair())),
+            public_key: Arc::clone(&KEY),
             work: Work::PublicKey,
             deadline: Instant::now() + MILLISECOND * 3_600_000,
             turn: Turn::shared(uid),
@@ -361,8 +396,13 @@ mod tests {
         (queue, callers)
     }
 
+    /// The next, however long it takes.
+    fn pop(queue: &mut Queue) -> Option<Request> {
+        queue.pop(Instant::now(), Duration::ZERO)
+    }
+
     fn order(mut queue: Queue) -> Vec<(u32, u32)> {
-        std::iter::from_fn(|| queue.pop()).map(|request| (request.uid, request.sent)).collect()
+        std::iter::from_fn(|| pop(&mut queue)).map(|request| (request.uid, request.sent)).collect()
     }
 
     #[test]
@@ -383,8 +423,9 @@ mod tests {
             for turns_had in 0..3 {
                 for uid in [GREEDY, MODEST, OTHER, 4] {
                     let (mut queue, _callers) = queue(99, users);
-                    (0..turns_had).for_each(|_| drop(queue.pop()));
+                    (0..turns_had).for_each(|_| drop(pop(&mut queue)));
                     let ahead = queue.ahead_of(uid);
+                    assert!(queue.most_ahead_of(uid) >= ahead);
                     let (last, _caller) = request(uid, 99);
                     assert!(queue.push(last).is_none());
                     assert_eq!(
@@ -394,6 +435,49 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    /// Has everybody in the round had a turn.
+    fn round(queue: &mut Queue) {
+        (0..queue.users.len()).for_each(|_| drop(pop(queue)));
+    }
+
+    #[test]
+    fn whoever_had_no_turn_for_a_round_is_next_however_many_wait() {
+        for greedy in 1..50 {
+            let users: Vec<_> = (100..100 + greedy).flat_map(|uid| [uid; 3]).collect();
+            let (mut queue, _callers) = queue(999, &users);
+            round(&mut queue);
+            drop(pop(&mut queue));
+            let (request, _caller) = request(MODEST, 9);
+            assert!(queue.push(request).is_none());
+            assert_eq!(pop(&mut queue).map(|request| request.uid), Some(MODEST));
+        }
+    }
+
+    #[test]
+    fn who_asks_again_within_a_round_waits_for_its_end() {
+        let (mut queue, mut callers) = queue(99, &[GREEDY, GREEDY, GREEDY, MODEST, OTHER, OTHER, OTHER]);
+        round(&mut queue);
+        let (request, caller) = request(MODEST, 9);
+        callers.push(caller);
+        assert!(queue.push(request).is_none());
+        assert_eq!(order(queue), [(GREEDY, 1), (MODEST, 9), (OTHER, 1), (GREEDY, 2), (OTHER, 2)]);
+    }
+
+    #[test]
+    fn no_stream_of_newcomers_keeps_anybody_waiting_for_ever() {
+        let (mut queue, mut callers) = queue(999, &[[GREEDY; 50], [OTHER; 50]].concat());
+        let mut served = Vec::new();
+        for uid in 1000..1100 {
+            let (request, caller) = request(uid, 0);
+            callers.push(caller);
+            assert!(queue.push(request).is_none());
+            served.extend(pop(&mut queue).map(|request| request.uid));
+        }
+        for uid in [GREEDY, OTHER] {
+            assert!(served.iter().filter(|served| **served == uid).count() > 3, "{served:?}");
         }
     }
 
@@ -474,16 +558,29 @@ mod tests {
             while Instant::now() < deadline {
                 std::hint::spin_loop();
             }
-            assert!(queue.pop().is_none());
+            assert!(pop(&mut queue).is_none());
         };
         let (answer, ()) = tokio::join!(asked, served);
         assert!(matches!(answer, Err(DeviceError::Late)), "{:?}", answer.err());
     }
 
     #[test]
+    fn what_can_only_be_late_is_refused_in_its_turn_and_another_has_it() {
+        let (mut queue, mut callers) = queue(9, &[GREEDY, GREEDY, GREEDY, MODEST]);
+        let soon = Instant::now() + MILLISECOND * 1_000_000;
+        queue.users[0].waiting.iter_mut().take(2).for_each(|request| request.deadline = soon);
+        let next = queue.pop(Instant::now(), MILLISECOND * 2_000_000).unwrap();
+        assert_eq!((next.uid, next.sent), (GREEDY, 2));
+        for caller in &mut callers[..2] {
+            assert!(matches!(caller.try_recv(), Ok(Err(DeviceError::Overloaded { .. }))));
+        }
+        assert_eq!(order(queue), [(MODEST, 0)]);
+    }
+
+    #[test]
     fn what_had_its_turn_in_vain_has_the_next() {
         let (mut queue, _callers) = queue(4, &[GREEDY, GREEDY, MODEST]);
-        let in_vain = queue.pop().unwrap();
+        let in_vain = pop(&mut queue).unwrap();
         queue.retry(in_vain, &DeviceError::Away(String::new()));
         assert_eq!(order(queue), [(GREEDY, 0), (MODEST, 0), (GREEDY, 1)]);
     }
@@ -495,7 +592,7 @@ mod tests {
             let mut queue = Queue::new(4);
             let (request, caller) = request(MODEST, sent);
             queue.retry(request, error);
-            assert_eq!(queue.pop().is_some(), again, "{sent} {error}");
+            assert_eq!(pop(&mut queue).is_some(), again, "{sent} {error}");
             assert_eq!(caller.await.ok().map(Result::err), (!again).then(|| Some(error.clone())));
         }
     }
@@ -542,6 +639,36 @@ mod tests {
             let said = request.verified(answer).map_or_else(|error| error.class(), |_| "right");
             assert_eq!(said, expected, "{row}");
         }
+    }
+
+    /// Four users ask ten times as often as the device carries, whose two workers take 6 ms and have a job more each; another
+    /// user asks now and then.
+    #[test]
+    fn under_overload_nothing_is_done_in_vain_and_whoever_is_refused_knows_at_once() {
+        let (mut queue, mut pace, began) = (Queue::new(256), Pace::default(), Instant::now());
+        pace.record(MILLISECOND * 6, 1);
+        let (mut in_flight, mut callers) = (VecDeque::new(), Vec::new());
+        for step in 0..1000 {
+            let now = began + MILLISECOND * 3 * step;
+            let done = in_flight.pop_front();
+            assert!(done.is_none_or(|done: Request| now <= done.deadline), "step {step}");
+            let modest = (step % 9 == 8).then_some(MODEST);
+            for uid in (0..10).map(|number| 100 + (step / 5 + number) % 4).chain(modest) {
+                let (request, caller) = request(uid, 0);
+                let request = Request { deadline: now + MILLISECOND * 45, ..request };
+                let wait = pace.wait(queue.most_ahead_of(uid) + in_flight.len(), 2);
+                if request.is_promising(now, wait) {
+                    assert!(queue.push(request).is_none());
+                    callers.push(caller);
+                }
+            }
+            while in_flight.len() < 4 {
+                in_flight.extend(queue.pop(now, pace.wait(in_flight.len(), 2)));
+            }
+            assert!(modest.is_none() || in_flight.iter().any(|request| request.uid == MODEST), "step {step}");
+        }
+        let refused = callers.iter_mut().filter_map(|caller| caller.try_recv().ok()).count();
+        assert_eq!(refused, 0, "of {}", callers.len());
     }
 
     #[test]
