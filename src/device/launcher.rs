@@ -15,6 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -161,10 +163,19 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
             }
             self.dying.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         }
+        self.end();
+        Ok(())
+    }
+
+    /// Lets the processes end, whose pipes have ended with the daemon, and kills those that can't.
+    fn end(&mut self) {
+        let until = Instant::now() + 2 * wire::CLOSING;
+        while Instant::now() < until && self.children.values_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
+            thread::sleep(GLANCE);
+        }
         for child in self.children.values_mut() {
             let _ = child.kill();
         }
-        Ok(())
     }
 
     fn obey(&mut self, order: Order, pipe: Option<OwnedFd>) {
@@ -261,3 +272,5 @@ const SUPERVISORS: [&str; 6] =
     ["CREDENTIALS_DIRECTORY", "INVOCATION_ID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 const LONGEST_ORDER: usize = 128 << 10;
 const REAP_PAUSE: u16 = 100;
+/// How often is looked whether the last have ended.
+const GLANCE: Duration = Duration::from_millis(5);

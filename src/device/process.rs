@@ -2,8 +2,8 @@
 //!
 //! A thread for each [`Device`] takes jobs from the pipe itself: the kernel hands each to one that is idle, and always to the
 //! same one while that keeps up, whose caches are warm. The process decides nothing: what is lost or refused it reports,
-//! and the daemon closes the pipe to have a fresh one. When the pipe closes, it ends at once, whatever its workers are
-//! stuck in.
+//! and the daemon kills it to have a fresh one. When the pipe closes, it closes the device, as far as that takes no time, and ends,
+//! whatever its workers are stuck in.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -69,13 +69,13 @@ fn serve(told: Option<DeviceConfig>, open: impl Fn(&DeviceConfig) -> Result<Open
     shared.send(&Report::Opened { workers: u32::try_from(devices.len()).unwrap_or(u32::MAX) });
     let mut devices = devices.into_iter();
     let own = devices.next();
-    for mut device in devices {
+    for device in devices {
         let (worker, jobs) = (Arc::clone(&shared), Jobs::of(&shared)?);
-        spawn("worker", move || worker.work(&mut *device, jobs))?;
+        spawn("worker", move || worker.work(device, jobs))?;
     }
-    let Some(mut device) = own else { return Err(io::Error::other("the device has no workers")) };
+    let Some(device) = own else { return Err(io::Error::other("the device has no workers")) };
     let jobs = Jobs::of(&shared)?;
-    shared.work(&mut *device, jobs)
+    shared.work(device, jobs)
 }
 
 /// Gives up what no device of its kind needs. A TPM's files are known; what a PKCS#11 module reads and writes is not.
@@ -179,20 +179,25 @@ impl Shared {
         let end_of_peer = PollFlags::from_bits_retain(libc::POLLRDHUP);
         let mut pipe = [PollFd::new(self.pipe.as_fd(), end_of_peer)];
         while poll(&mut pipe, PollTimeout::NONE).is_err() {}
+        thread::sleep(wire::CLOSING);
         end()
     }
 
-    fn work(&self, device: &mut dyn Device, mut jobs: Jobs) -> ! {
+    fn work(&self, mut device: Box<dyn Device + Send>, mut jobs: Jobs) -> ! {
         // A device that panics is as lost as one that crashes.
         let _end = EndOnPanic;
         loop {
             match jobs.next() {
                 Ok(job) => {
                     let begun = Instant::now();
-                    let outcome = self.perform(device, &job);
+                    let outcome = self.perform(&mut *device, &job);
                     jobs.done(job, begun, outcome);
                 }
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => end(),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    // What a TPM without a resource manager has loaded for us would stay there.
+                    drop(device);
+                    end()
+                }
                 Err(error) => {
                     tracing::error!("device process: from the daemon: {error}");
                     end()
@@ -229,7 +234,10 @@ impl Shared {
     }
 
     fn send(&self, report: &Report) {
-        if wire::send(&self.pipe, report, MsgFlags::empty()).is_err() {
+        // Where the pipe has ended, whoever receives from it is told.
+        let ended =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        if wire::send(&self.pipe, report, MsgFlags::empty()).is_err_and(|error| !ended(&error)) {
             end()
         }
     }

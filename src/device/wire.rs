@@ -132,6 +132,8 @@ pub(super) fn buffer() -> Box<[u8]> {
 pub(super) const QUICK: Duration = Duration::from_millis(2);
 /// How many it tells of together at most.
 pub(super) const TOGETHER: usize = 3;
+/// How long a device process has to close its device when its pipe has ended, before it ends itself.
+pub(super) const CLOSING: Duration = Duration::from_millis(500);
 /// The locator of a key is the longest thing sent: some kilobytes of PEM.
 const LONGEST: usize = 64 * 1024;
 

@@ -4,11 +4,17 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use signet::device::tpm::Renewal;
 use signet::device::{CreatedKey, Device, DeviceError, NewKey, Pin, TpmSession, latch, tpm};
 use signet::key::{Algorithm, Digest, KeyLocator, PublicKey};
+use tonic_health::ServingStatus;
 
 use crate::contract::contract;
+use crate::signing::on_swtpm;
+use crate::support::daemon::payload;
+use crate::support::eventually;
 use crate::support::swtpm::{SwTpm, TpmSettings};
 use crate::support::tpm_proxy::{Fault, LOAD, SIGN, START_SESSION, TpmProxy};
 use crate::support::{keys, write_private};
@@ -369,6 +375,37 @@ fn the_owners_auth_value_is_needed_where_one_is_set() {
     let mut provision = tpm::provision(&settings.device, &settings.tpm, true).unwrap();
     signs(&mut *provision, &key.locator, &key.public_key, Algorithm::Es256);
     provision.delete(&key.locator).unwrap();
+}
+
+#[tokio::test]
+async fn without_a_resource_manager_nothing_stays_in_the_tpm_and_what_others_left_goes() {
+    let Some((swtpm, mut daemon)) = on_swtpm() else { return };
+    let held = || {
+        let listed = ["handles-transient", "handles-loaded-session"].map(|kind| tool(&swtpm, "tpm2_getcap", &[kind]));
+        listed.concat().lines().count()
+    };
+    assert_eq!(held(), 0, "signetctl left something");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        daemon.spawn();
+        daemon.wait_for_health(ServingStatus::Serving).await;
+        assert_eq!(held(), 2, "a key and a session");
+        daemon.signal(signal);
+        daemon.wait();
+        eventually("it holds nothing any more", async || held() == 0).await;
+    }
+    let context = daemon.folder().join("context").display().to_string();
+    for _ in 0..3 {
+        tool(&swtpm, "tpm2_createprimary", &["-Q", "-G", "ecc", "-c", &context]);
+    }
+    assert_eq!(held(), 3, "as many as it has room for");
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    // Whom nobody gives the time to close leaves what it had to the next.
+    for process in daemon.device_processes() {
+        kill(Pid::from_raw(process), Signal::SIGKILL).unwrap();
+    }
+    eventually("it signs again", async || daemon.client().sign_blob(payload(b"m")).await.is_ok()).await;
+    assert_eq!(held(), 2);
 }
 
 #[test]

@@ -18,8 +18,8 @@ use crate::device::wire::{self, Report};
 use crate::device::{DeviceConfig, DeviceError};
 use crate::readable::Readable;
 
-/// A device process and its pipe. Dropping it kills the process, and waits for nothing: one that the kernel holds in a
-/// device's driver dies minutes later.
+/// A device process and its pipe. Dropping it ends the process, which closes its device where it can, and waits for nothing: one
+/// that the kernel holds in a device's driver dies minutes later.
 pub(super) struct DeviceProcess {
     /// Looked after for reading alone: each message that the process takes would wake whoever waits to write.
     pipe: Readable<OwnedFd>,
@@ -73,6 +73,13 @@ impl DeviceProcess {
         Ok(process)
     }
 
+    /// Kills the process at once, whatever it is stuck in.
+    pub(super) fn kill(&mut self) {
+        if let Some((process, _)) = &mut self.child {
+            process.kill();
+        }
+    }
+
     /// Sends a message. `WouldBlock`: the process has not yet taken those before.
     pub(super) fn send<T: Serialize>(&self, message: &T) -> io::Result<()> {
         wire::send(self.pipe.get_ref(), message, MsgFlags::MSG_DONTWAIT)
@@ -102,15 +109,16 @@ impl DeviceProcess {
 impl Drop for DeviceProcess {
     fn drop(&mut self) {
         let Some((mut process, permit)) = self.child.take() else { return };
-        process.kill();
+        let _ = shutdown(self.pipe.get_ref().as_raw_fd(), Shutdown::Write);
         // Without a runtime the daemon itself is ending, and the process with it.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let mut ended = Box::pin(process.ended());
-            let slow = tokio::time::timeout(SLOW, &mut ended).await.is_err();
-            if slow {
+            let closed = tokio::time::timeout(2 * wire::CLOSING, process.ended()).await.is_ok();
+            // Also where it has ended: so its launcher learns of it.
+            process.kill();
+            if !closed && tokio::time::timeout(SLOW, process.ended()).await.is_err() {
                 tracing::warn!("a killed device process has not ended: the kernel still waits for its device");
-                ended.await;
+                process.ended().await;
             }
             drop(permit);
         });
@@ -121,23 +129,19 @@ impl Running {
     fn kill(&mut self) {
         match self {
             Self::Child(child) => drop(child.start_kill()),
-            Self::Apart { launcher, id, pipe } => {
-                // Its end of the pipe ends too, and it with it, should the launcher be no more.
-                let _ = shutdown(pipe.as_raw_fd(), Shutdown::Write);
-                let _ = launcher.end(*id);
-            }
+            Self::Apart { launcher, id, .. } => drop(launcher.end(*id)),
         }
     }
 
     /// Waits until the process is no more.
-    async fn ended(self) {
+    async fn ended(&mut self) {
         match self {
-            Self::Child(mut child) => match child.wait().await {
+            Self::Child(child) => match child.wait().await {
                 Ok(status) => tracing::debug!("a device process has ended: {status}"),
                 Err(error) => tracing::warn!("a device process: {error}"),
             },
             Self::Apart { pipe, .. } => {
-                let Ok(pipe) = Readable::new(pipe) else { return };
+                let Ok(pipe) = pipe.try_clone().and_then(Readable::new) else { return };
                 let mut rest = wire::buffer();
                 while let Ok(mut ready) = pipe.readable().await {
                     let received =

@@ -306,6 +306,7 @@ impl Dispatcher {
     fn lose(&mut self, error: DeviceError) {
         let phase = std::mem::replace(&mut self.phase, Phase::Resting { until: Instant::now() });
         let Phase::Running(mut generation) = phase else { return };
+        generation.process.kill();
         for job in std::mem::take(&mut self.in_flight).into_values().rev() {
             if self.suspects.blame(&job.request) {
                 generation.right = true;
@@ -349,9 +350,8 @@ impl Dispatcher {
     }
 
     fn rest(&mut self, pause: Duration) {
-        let until = Instant::now() + jittered(pause);
-        self.phase = Phase::Resting { until };
-        self.wake = until;
+        self.wake = Instant::now() + jittered(pause);
+        self.phase = Phase::Resting { until: self.wake };
     }
 
     fn publish(&self, health: Health) {
