@@ -1,4 +1,4 @@
-//! What a device process is told when it starts: paths of secrets, never secrets.
+//! What a device process is told when it starts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::KeyId;
 
-/// One configured device: what its process is told when it starts. Holds paths of secrets, never secrets.
+/// One configured device: what its process is told when it starts. Holds paths of secrets; secrets only where the operator
+/// put one in a module's environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceConfig {
     /// The name in the configuration; a file name, so of the same form as a [`KeyId`].
@@ -35,6 +36,15 @@ impl DeviceConfig {
             DeviceKind::Tpm(tpm) => tpm.pin_file.as_deref(),
         }
     }
+
+    /// The same for a process that was started with its environment.
+    pub(super) fn without_environment(&self) -> Self {
+        let mut config = self.clone();
+        if let DeviceKind::Pkcs11(pkcs11) = &mut config.kind {
+            pkcs11.environment = None;
+        }
+        config
+    }
 }
 
 /// The kinds of device.
@@ -57,7 +67,7 @@ pub struct Pkcs11Config {
     pub pin_file: Option<PathBuf>,
     /// How many sessions sign at once, at least 1.
     pub sessions: usize,
-    /// Exactly these variables for the module; absent: the daemon's own.
+    /// Exactly these variables for the module; absent: the daemon's own. Their values may be secrets.
     pub environment: Option<BTreeMap<String, String>>,
     /// Log in even where one more wrong PIN locks the token.
     pub allow_final_pin_try: bool,

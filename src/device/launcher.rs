@@ -210,7 +210,8 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
         }
         let config = self.find(device, wanted);
         let config = config.ok_or_else(|| io::Error::other("it is configured otherwise now: reload signetd"))?;
-        let text = serde_json::to_string(config)?;
+        // Everybody may read arguments, and a variable may hold a secret of the module's.
+        let text = serde_json::to_string(&config.without_environment())?;
         command(&self.program, &self.arguments, config).arg(text).stdin(pipe).spawn()
     }
 

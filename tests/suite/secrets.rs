@@ -15,6 +15,7 @@ const CLAIM: &str = "canary-claim-7d1f0c";
 const BLOB: &str = "canary-blob-93b2aa";
 const AUDIENCE: &str = "https://canary-audience-51c7e4.example/";
 const SCOPE: &str = "https://canary-scope-b01dfa.example/auth";
+const VARIABLE: &str = "canary-variable-0e61b9";
 const WRONG_PIN: &str = "canary-wrong-pin-5521";
 
 /// The forms in which something might show.
@@ -52,7 +53,8 @@ fn files(folder: &Path) -> Vec<std::path::PathBuf> {
 #[tokio::test]
 async fn no_pin_claim_or_result_shows_in_logs_audit_or_processes() {
     let Some(token) = SoftHsm::new() else { return };
-    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&token.toml()));
+    let device = token.toml().replace("environment = { ", &format!("environment = {{ HSM_SECRET = \"{VARIABLE}\", "));
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&device));
     daemon.log_level = "trace,signet=trace";
     daemon.signetctl(&["key", "generate", "--device", "hsm"]);
     daemon.spawn();
@@ -79,17 +81,28 @@ async fn no_pin_claim_or_result_shows_in_logs_audit_or_processes() {
     let pin = fs::read_to_string(token.pin_file()).unwrap();
     let secrets = [pin.trim(), CLAIM, BLOB, AUDIENCE, SCOPE, &jwt, signature, &blob_signature];
 
+    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let told = |pid: u32, name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap();
     let mut found = Vec::new();
     for pid in processes(daemon.pid()) {
         for name in ["environ", "cmdline"] {
-            let place = format!("/proc/{pid}/{name}");
-            found.extend(leaks(&place, &fs::read(&place).unwrap(), &secrets));
+            found.extend(leaks(&format!("{name} of {pid}"), &told(pid, name), &secrets));
+        }
+        // The environment of the module is for its process alone, and arguments are everybody's.
+        let shown: &[&str] = if pid == device.cast_unsigned() { &["cmdline"] } else { &["environ", "cmdline"] };
+        for name in shown {
+            found.extend(leaks(&format!("{name} of {pid}"), &told(pid, name), &[VARIABLE]));
         }
     }
+    assert_eq!(leaks("environ", &told(device.cast_unsigned(), "environ"), &[VARIABLE]).len(), 1);
     assert!(processes(daemon.pid()).len() > 2, "the device process was looked at too");
     assert!(daemon.stop().success());
     for file in files(daemon.folder()) {
-        found.extend(leaks(file.to_str().unwrap(), &fs::read(&file).unwrap(), &secrets));
+        let contents = fs::read(&file).unwrap();
+        found.extend(leaks(file.to_str().unwrap(), &contents, &secrets));
+        if file != daemon.config_file() {
+            found.extend(leaks(file.to_str().unwrap(), &contents, &[VARIABLE]));
+        }
     }
     assert_eq!(found, [""; 0]);
     // The search does find what is there, and the log did say something.
