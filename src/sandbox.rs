@@ -2,13 +2,14 @@
 //! new privileges.
 //!
 //! Both bind the calling thread and whatever it starts from then on, so this is for the time before there are other threads.
-//! It knows nothing of who may need what: that stands with the daemon and with the devices.
+//! What only the daemon or only a device may need stands there; here stands what whoever calls the C library does.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError,
-    RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access as _, AccessFs, AccessNet, RestrictionStatus, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
+    RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
@@ -39,7 +40,7 @@ pub enum Kept {
 pub enum SandboxError {
     /// Landlock refused.
     #[error("landlock: {0}")]
-    Files(#[from] RulesetError),
+    Landlock(#[from] RulesetError),
     /// Seccomp refused.
     #[error("seccomp: {0}")]
     Calls(String),
@@ -48,7 +49,7 @@ pub enum SandboxError {
 /// Closes every file but these, for opening: what is open already stays open. Nothing can be executed any more.
 ///
 /// # Errors
-/// [`SandboxError::Files`].
+/// [`SandboxError::Landlock`].
 pub fn close_files<P: AsRef<Path>>(files: &Files<P>) -> Result<Kept, SandboxError> {
     let all = AccessFs::from_all(ABI::V5);
     let mut ruleset = Ruleset::default().handle_access(all)?.scope(Scope::Signal)?;
@@ -60,12 +61,52 @@ pub fn close_files<P: AsRef<Path>>(files: &Files<P>) -> Result<Kept, SandboxErro
         .add_rules(path_beneath_rules(&files.read, AccessFs::ReadFile | AccessFs::ReadDir))?
         .add_rules(path_beneath_rules(&files.write, all & !AccessFs::Execute))?
         .restrict_self()?;
-    Ok(match status.ruleset {
+    Ok(kept(&status))
+}
+
+/// Sends no signal to a process that is not its own or started by it; as [`close_files`] does, for one that keeps its files.
+///
+/// # Errors
+/// [`SandboxError::Landlock`].
+pub fn close_signals() -> Result<Kept, SandboxError> {
+    let status = Ruleset::default().scope(Scope::Signal)?.create()?.restrict_self()?;
+    Ok(kept(&status))
+}
+
+fn kept(status: &RestrictionStatus) -> Kept {
+    match status.ruleset {
         RulesetStatus::FullyEnforced => Kept::All,
         RulesetStatus::PartiallyEnforced => Kept::Part,
         RulesetStatus::NotEnforced => Kept::Nothing,
-    })
+    }
 }
+
+/// What it takes to look up a host. resolv.conf is often a link into a folder where it is replaced as a whole.
+#[must_use]
+pub fn resolver() -> Vec<PathBuf> {
+    let configuration = fs::canonicalize("/etc/resolv.conf").unwrap_or_default();
+    let folder = configuration.parent().filter(|folder| folder.starts_with("/run")).map(Path::to_owned);
+    let files = ["/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf", "/etc/services"];
+    files.iter().map(PathBuf::from).chain(folder).collect()
+}
+
+/// Libraries, what the C library and OpenSSL read when they start, and what users and groups are looked up in.
+pub const LIBRARIES: [&str; 14] = [
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/lib",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/crypto-policies",
+    "/dev/urandom",
+];
 
 /// Gives up, with EPERM, the system calls that neither the daemon nor a device has a use for: starting programs, looking
 /// into other processes, mounting, namespaces, modules, and the kernel's less trodden corners.

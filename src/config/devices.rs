@@ -98,6 +98,7 @@ impl Scope<'_> {
             pin_file: self.secret("device.pin_file", device.pin_file.as_ref())?,
             sessions: self.count("device.sessions", device.sessions.as_ref(), DEFAULT_SESSIONS, MOST_SESSIONS)?,
             environment: device.environment.map(|written| self.environment(written)).transpose()?,
+            files: device.files.map(|written| self.files(written, device.sandbox)).transpose()?,
             allow_final_pin_try: device.allow_final_pin_try.is_some_and(Spanned::into_inner),
         })
     }
@@ -107,6 +108,7 @@ impl Scope<'_> {
         self.only_for_a("pkcs11", "token", device.token.as_ref())?;
         self.only_for_a("pkcs11", "sessions", device.sessions.as_ref())?;
         self.only_for_a("pkcs11", "environment", device.environment.as_ref())?;
+        self.only_for_a("pkcs11", "files", device.files.as_ref())?;
         self.only_for_a("pkcs11", "allow_final_pin_try", device.allow_final_pin_try.as_ref())?;
         let kind = device.kind.span();
         let remedy = r#"add it, such as "device:/dev/tpmrm0""#;
@@ -187,6 +189,14 @@ impl Scope<'_> {
             return Err(self.source.wrong(written.span(), "device.environment", what, "correct the variable"));
         }
         Ok(written.into_inner())
+    }
+
+    fn files(self, written: Spanned<Vec<PathBuf>>, sandbox: Sandbox) -> Result<Vec<PathBuf>, ConfigError> {
+        if sandbox == Sandbox::Off {
+            let what = r#"nothing is closed to the module where sandbox = "off""#;
+            return Err(self.source.wrong(written.span(), "device.files", what, "remove one of the two"));
+        }
+        Ok(written.into_inner().iter().map(|path| self.folders.config.join(path)).collect())
     }
 }
 

@@ -93,6 +93,7 @@ pub(super) struct Device {
     pub(super) token: Option<Spanned<Token>>,
     pub(super) sessions: Option<Spanned<usize>>,
     pub(super) environment: Option<Spanned<BTreeMap<String, String>>>,
+    pub(super) files: Option<Spanned<Vec<PathBuf>>>,
     pub(super) allow_final_pin_try: Option<Spanned<bool>>,
     pub(super) tcti: Option<Spanned<String>>,
     pub(super) owner_auth_file: Option<Spanned<PathBuf>>,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::Failure;
 use super::{Global, client, device, status};
 use crate::config::Config;
-use crate::device::{DeviceConfig, DeviceKind};
+use crate::device::{DeviceConfig, DeviceKind, Pkcs11Config};
 use crate::jwt::certificate;
 use crate::key::KeyId;
 use crate::keyring::{KeyState, Keyring};
@@ -267,6 +267,10 @@ fn of_device(global: &Global, config: &Config, name: &KeyId) -> Result<Vec<Findi
         Err(failure) => return Ok(vec![Finding::failed(&failure)]),
     };
     let mut findings = vec![Finding::good(format!("device {name}: open"))];
+    if let DeviceKind::Pkcs11(Pkcs11Config { files: None, .. }) = &configured.kind {
+        let what = "its module may open all files that signetd's user may; `files` would say which";
+        findings.push(Finding::good(format!("device {name}: {what}")));
+    }
     for key in Keyring::load(&config.state_dir)?.keys.iter().filter(|key| key.device == *name) {
         let kid = &key.kid;
         findings.push(match opened.public_key(&key.locator) {

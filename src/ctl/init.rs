@@ -236,13 +236,20 @@ impl Device {
     fn toml(&self, token: &str) -> String {
         let pin_file = self.pin_file();
         match self {
-            Self::Pkcs11 { module, environment, .. } => {
+            Self::Pkcs11 { module, environment, own_softhsm } => {
+                let files = environment
+                    .as_deref()
+                    .and_then(|path| if *own_softhsm { Some(SOFTHSM_TOKENS.into()) } else { token_folder(path) });
+                let files = files.map_or_else(
+                    || "# files = []    # what the module may read and write; absent: all that signetd's user may, other PINs too\n".to_owned(),
+                    |folder| format!("files = [{}]    # what the module may read and write\n", quoted(&folder.display())),
+                );
                 let environment = environment.as_ref().map_or_else(
                     || "# environment = { NAME = \"value\" }    # exactly these variables for the module; absent: the daemon's own\n".to_owned(),
                     |path| format!("environment = {{ SOFTHSM2_CONF = {} }}    # exactly these variables for the module\n", quoted(&path.display())),
                 );
                 format!(
-                    "[[device]]\nname = \"hsm\"\nkind = \"pkcs11\"\nmodule = {}\ntoken = {}\npin_file = \"{pin_file}\"    # mode 0600\n# sessions = 4\n{environment}",
+                    "[[device]]\nname = \"hsm\"\nkind = \"pkcs11\"\nmodule = {}\ntoken = {}\npin_file = \"{pin_file}\"    # mode 0600\n# sessions = 4\n{environment}{files}",
                     quoted(&module.display()),
                     quoted(&token)
                 )
@@ -253,6 +260,14 @@ impl Device {
             ),
         }
     }
+}
+
+/// Where SoftHSM keeps its tokens, by its configuration.
+fn token_folder(configuration: &Path) -> Option<PathBuf> {
+    let text = fs::read_to_string(configuration).ok()?;
+    let mut settings = text.lines().filter_map(|line| line.split_once('='));
+    let (_, folder) = settings.find(|(name, _)| name.trim() == "directories.tokendir")?;
+    Some(PathBuf::from(folder.trim())).filter(|folder| folder.is_absolute())
 }
 
 fn configuration(options: &Options, device: &Device, folder: &Path, allow_user: Option<&str>) -> String {

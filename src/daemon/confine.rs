@@ -37,18 +37,10 @@ pub fn confine(config: &Config) {
 
 fn files(config: &Config) -> Files<PathBuf> {
     let network = !config.exchanges.is_empty();
-    let resolver = network.then(resolver).into_iter().flatten();
-    let read = NAMES.iter().map(PathBuf::from).chain(resolver).collect();
+    // To find a token endpoint's address, for those who opted in.
+    let resolver = network.then(sandbox::resolver).into_iter().flatten();
+    let read = sandbox::LIBRARIES.iter().chain(&CALLERS).map(PathBuf::from).chain(resolver).collect();
     Files { read, write: config.written().map(Path::to_owned).into(), network }
-}
-
-/// What it takes to find a token endpoint's address, for those who opted in. resolv.conf is often a link into a folder where
-/// it is replaced as a whole.
-fn resolver() -> Vec<PathBuf> {
-    let configuration = fs::canonicalize("/etc/resolv.conf").unwrap_or_default();
-    let folder = configuration.parent().filter(|folder| folder.starts_with("/run")).map(Path::to_owned);
-    let files = ["/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf", "/etc/services"];
-    files.iter().map(PathBuf::from).chain(folder).collect()
 }
 
 /// Files that hold what only devices may know.
@@ -80,18 +72,5 @@ fn lies_in(file: &Path, folder: &Path) -> bool {
     }
 }
 
-/// What it takes to look up users and groups by name, and a caller's unit.
-const NAMES: [&str; 12] = [
-    "/etc/passwd",
-    "/etc/group",
-    "/etc/nsswitch.conf",
-    "/etc/ld.so.cache",
-    "/etc/localtime",
-    "/usr/lib",
-    "/usr/lib64",
-    "/lib",
-    "/lib64",
-    "/proc",
-    "/dev/urandom",
-    "/run/systemd/userdb",
-];
+/// A caller's unit, and users and groups where systemd has them.
+const CALLERS: [&str; 2] = ["/proc", "/run/systemd/userdb"];

@@ -69,6 +69,8 @@ pub struct Pkcs11Config {
     pub sessions: usize,
     /// Exactly these variables for the module; absent: the daemon's own. Their values may be secrets.
     pub environment: Option<BTreeMap<String, String>>,
+    /// The files and folders that the module may open besides what every module needs; absent: all that its user may.
+    pub files: Option<Vec<PathBuf>>,
     /// Log in even where one more wrong PIN locks the token.
     pub allow_final_pin_try: bool,
 }

@@ -229,7 +229,7 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
 pub(super) fn command(program: &Path, arguments: &[OsString], config: &DeviceConfig) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).stdout(Stdio::null()).process_group(0);
-    for variable in SUPERVISORS {
+    for variable in DAEMONS {
         command.env_remove(variable);
     }
     match &config.kind {
@@ -268,9 +268,16 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(Order, Option<OwnedFd>)>> {
     Ok(Some((order, pipe)))
 }
 
-/// What the daemon has from its supervisor is for the daemon alone.
-const SUPERVISORS: [&str; 6] =
-    ["CREDENTIALS_DIRECTORY", "INVOCATION_ID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+/// What the daemon has from its supervisor is for the daemon alone, and so is its configuration.
+const DAEMONS: [&str; 7] = [
+    "CREDENTIALS_DIRECTORY",
+    "INVOCATION_ID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "SIGNET_CONFIG",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
 const LONGEST_ORDER: usize = 128 << 10;
 const REAP_PAUSE: u16 = 100;
 /// How often is looked whether the last have ended.

@@ -18,7 +18,7 @@ use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::socket::MsgFlags;
 
 use super::wire::{self, Answer, Done, Job, Report, Work};
-use super::{Device, DeviceConfig, DeviceError, DeviceKind, Opened, latch};
+use super::{Device, DeviceConfig, DeviceError, DeviceKind, Opened, TpmConfig, latch};
 use crate::log;
 use crate::sandbox::{self, Files, Kept, SandboxError};
 
@@ -78,26 +78,45 @@ fn serve(told: Option<DeviceConfig>, open: impl Fn(&DeviceConfig) -> Result<Open
     shared.work(device, jobs)
 }
 
-/// Gives up what no device of its kind needs. A TPM's files are known; what a PKCS#11 module reads and writes is not.
+/// Gives up what a device of its kind does not need. What a PKCS#11 module reads and writes is known only where its `files`
+/// say so.
 fn confine(config: &DeviceConfig) -> Result<(), SandboxError> {
-    if let DeviceKind::Tpm(tpm) = &config.kind {
-        // A latch must be possible, and a folder that is not there can't be named. What fails here shows before any PIN is sent.
-        let _ = latch::make_folder(&config.latch_file);
-        let secrets = tpm.pin_file.iter().map(PathBuf::as_path);
-        let latches = config.latch_file.parent();
-        // The folder and not the TPM's file, which is another one when the driver has been away.
-        let devices =
-            [Some(Path::new("/dev")), tpm.tcti.strip_prefix("device:").and_then(|path| Path::new(path).parent())];
-        let files = Files {
-            read: LIBRARIES.iter().map(Path::new).chain(secrets).collect(),
-            write: devices.into_iter().flatten().chain(latches).collect(),
-            network: !tpm.tcti.starts_with("device"),
-        };
-        if sandbox::close_files(&files)? == Kept::Nothing {
-            tracing::warn!(device = %config.name, "this kernel has no landlock: the device process could open more files than it needs");
+    // A latch must be possible, and a folder that is not there can't be named. What fails here shows before any PIN is sent.
+    let _ = latch::make_folder(&config.latch_file);
+    let own = match &config.kind {
+        DeviceKind::Tpm(tpm) => Some(of_tpm(tpm)),
+        DeviceKind::Pkcs11(pkcs11) => pkcs11.files.as_deref().map(|files| of_module(&pkcs11.module, files)),
+    };
+    match own {
+        Some(mut files) => {
+            files.read.extend(sandbox::LIBRARIES.iter().map(PathBuf::from));
+            files.read.push("/proc/self".into());
+            files.read.extend(sandbox::resolver());
+            files.read.extend(config.pin_file().map(Path::to_owned));
+            files.write.extend(config.latch_file.parent().map(Path::to_owned));
+            if sandbox::close_files(&files)? == Kept::Nothing {
+                tracing::warn!(device = %config.name, "this kernel has no landlock: the device process could open more files than it needs");
+            }
         }
+        None => drop(sandbox::close_signals()?),
     }
     sandbox::close_calls()
+}
+
+/// All of /dev, since a TPM is another file there, of another number, when its driver has been away; the modes of what else
+/// is there stand against the rest.
+fn of_tpm(tpm: &TpmConfig) -> Files<PathBuf> {
+    let folder = tpm.tcti.strip_prefix("device:").and_then(|path| Path::new(path).parent());
+    let write = [Some(Path::new("/dev")), folder].into_iter().flatten().map(Path::to_owned).collect();
+    Files { read: Vec::new(), write, network: !tpm.tcti.starts_with("device") }
+}
+
+/// A module's own file, those that a variable of its environment names, and what it was given. It may talk to an HSM.
+fn of_module(module: &Path, files: &[PathBuf]) -> Files<PathBuf> {
+    let variables = std::env::vars_os().map(|(_, value)| PathBuf::from(value));
+    let named = variables.filter(|path| path.is_absolute() && path.is_file());
+    let given = files.iter().cloned().chain(["/dev/null".into()]);
+    Files { read: named.chain([module.to_owned()]).collect(), write: given.collect(), network: true }
 }
 
 struct Shared {
@@ -264,8 +283,6 @@ fn end() -> ! {
     std::process::abort()
 }
 
-/// What the TSS is made of, and what the C library reads to look up a host.
-const LIBRARIES: [&str; 7] = ["/usr/lib", "/usr/local/lib", "/usr/lib64", "/lib", "/lib64", "/etc", "/proc/self"];
 /// How often a passing condition is tried again, and after what pause.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(5);
@@ -274,7 +291,10 @@ const A_MOMENT: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::device::TpmSession;
     use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature};
 
     /// Answers in turn what it was given, and counts.
@@ -332,6 +352,46 @@ mod tests {
         assert_eq!(seen, [vec![], vec![], vec![1, 2], vec![]]);
         drop(daemon);
         assert!(jobs.next().is_err());
+    }
+
+    #[test]
+    fn a_tpms_process_reads_its_own_pin_and_of_etc_what_libraries_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, other] = ["own.pin", "other.pin"].map(|name| folder.path().join(name));
+        for pin in [&own, &other] {
+            fs::write(pin, "1234").unwrap();
+        }
+        let tcti = "device:/dev/tpmrm0".to_owned();
+        let pin_file = Some(own.clone());
+        let tpm = TpmConfig { tcti, pin_file, owner_auth_file: None, session: TpmSession::Plain, parent: None };
+        let config = DeviceConfig {
+            name: "tpm".parse().unwrap(),
+            kind: DeviceKind::Tpm(tpm),
+            call_limit: PAUSE,
+            queue: 1,
+            latch_file: folder.path().join("latches/tpm.json"),
+            sandbox: true,
+        };
+        let known = |path: &Path| {
+            sandbox::LIBRARIES.iter().any(|known| Path::new(known) == path)
+                || sandbox::resolver().iter().any(|known| known == path)
+        };
+        let entries = fs::read_dir("/etc").unwrap().map(|entry| entry.unwrap());
+        let files = entries.filter(|entry| entry.file_type().unwrap().is_file()).map(|entry| entry.path());
+        let others: Vec<_> = files.filter(|path| !known(path) && fs::File::open(path).is_ok()).chain([other]).collect();
+        assert!(others.len() > 1, "/etc holds other files");
+        // Confinement binds a thread, and ends with it.
+        let looked = thread::spawn(move || {
+            confine(&config).unwrap();
+            fs::File::open(own).unwrap();
+            fs::File::open("/etc/nsswitch.conf").unwrap();
+            latch::check(&config.latch_file).unwrap();
+            for path in others {
+                let error = fs::File::open(&path).map(drop).map_err(|error| error.kind());
+                assert_eq!(error, Err(io::ErrorKind::PermissionDenied), "{}", path.display());
+            }
+        });
+        looked.join().unwrap();
     }
 
     #[test]

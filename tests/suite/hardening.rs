@@ -11,8 +11,9 @@ use signet::proto::{self, sign_blob_request as blob};
 
 use crate::signing::on_softhsm;
 use crate::support::daemon::TestDaemon;
-use crate::support::skip;
+use crate::support::modules::Shim;
 use crate::support::softhsm::SoftHsm;
+use crate::support::{skip, write_private};
 
 /// What `look` sees from inside of the daemon's confinement, which binds a thread and ends with it.
 fn confined<T: Send>(daemon: &TestDaemon, look: impl FnOnce() -> T + Send) -> T {
@@ -39,7 +40,7 @@ async fn the_daemon_can_open_its_own_files_and_no_pin_token_device_or_program() 
     fs::copy(token.pin_file(), &beside).unwrap();
     let text = fs::read_to_string(daemon.config_file()).unwrap();
     daemon.configure(&text.replace(token.pin_file().to_str().unwrap(), "hsm.pin"));
-    let objects = fs::read_dir(token.directory.join("tokens")).unwrap().next().unwrap().unwrap().path();
+    let objects = fs::read_dir(token.tokens()).unwrap().next().unwrap().unwrap().path();
     let object = fs::read_dir(objects).unwrap().next().unwrap().unwrap().path();
     for path in [&token.pin_file(), &beside, &object, &token.configuration()] {
         assert!(!is_closed(path), "the test itself can open {}", path.display());
@@ -83,7 +84,8 @@ async fn every_thread_of_the_daemon_and_of_its_devices_is_confined() {
 #[tokio::test]
 async fn a_device_that_needs_more_is_left_alone_and_the_log_says_so() {
     let Some(token) = SoftHsm::new() else { return };
-    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&format!("{}sandbox = \"off\"\n", token.toml())));
+    let mut daemon =
+        TestDaemon::prepare(&TestDaemon::config(&token.toml().replace("files = [", "sandbox = \"off\" # ")));
     daemon.signetctl(&["key", "generate", "--device", "hsm"]);
     daemon.spawn();
     daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
@@ -129,6 +131,36 @@ async fn without_its_launcher_the_daemon_ends() {
     let launcher = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(launcher), Signal::SIGKILL).unwrap();
     assert_eq!(daemon.wait().code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_module_opens_its_own_files_alone_where_they_are_told_and_signals_nobody() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    // Linux 6.12 is the first that can keep a process from it.
+    let kept = std::thread::spawn(signet::sandbox::close_signals).join().unwrap().unwrap();
+    let signalled = if kept == signet::sandbox::Kept::All { [libc::EPERM; 2] } else { [0; 2] };
+    for (device, allowed) in [(shim.toml(), [libc::EACCES; 2]), (shim.toml().replace("files = [", "# "), [0; 2])] {
+        let mut daemon = TestDaemon::prepare(&TestDaemon::config(&device));
+        daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+        daemon.spawn();
+        daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+        let mut client = daemon.client();
+        let mut tries = async |what: String| {
+            shim.tell(&what);
+            let input = Some(blob::Input::Payload(what.into_bytes().into()));
+            client.sign_blob(proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }).await.unwrap();
+            shim.tried()
+        };
+        let others = daemon.folder().join("other.pin");
+        write_private(&others, "1234");
+        for closed in [others, daemon.config_file(), daemon.audit_file(), daemon.state().join("keyring.json")] {
+            assert_eq!(tries(format!("open {}", closed.display())).await, allowed, "{}", closed.display());
+        }
+        assert_eq!(tries(format!("open {}", token.pin_file().display())).await, [0, allowed[1]]);
+        assert_eq!(tries(format!("signal {}", daemon.pid())).await, signalled);
+        assert!(daemon.stop().success());
+    }
 }
 
 /// How exposed systemd finds the unit with these of the packaged drop-ins. None: skipped.

@@ -203,6 +203,7 @@ fn init_sets_up_a_token_that_a_key_can_be_made_in() {
         let mode = fs::metadata(config.with_file_name(secret)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{secret}");
     }
+    assert!(fs::read_to_string(&config).unwrap().contains("files = [\"tokens\"]"), "its module opens nothing else");
     let generated = signetctl(&["key", "generate", "--device", "hsm"]);
     assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
     assert!(String::from_utf8_lossy(&generated.stderr).contains("gcloud iam service-accounts keys upload"));

@@ -65,6 +65,7 @@ impl Fake {
                 pin_file: Some(self.folder.path().join("pin")),
                 sessions: 1,
                 environment: None,
+                files: None,
                 allow_final_pin_try: false,
             }),
             call_limit: Duration::from_secs(60),

@@ -61,8 +61,10 @@ pub(crate) struct Shim<'a> {
 
 impl<'a> Shim<'a> {
     pub(crate) fn new(token: &'a SoftHsm) -> Self {
-        let module = token.directory.join("shim.so");
+        let folder = token.directory.join("shim");
+        let module = folder.join("shim.so");
         if !module.exists() {
+            fs::create_dir(&folder).unwrap();
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/support/shim.c");
             // There is a C compiler wherever aws-lc was built.
             let built =
@@ -70,11 +72,16 @@ impl<'a> Shim<'a> {
             let built = built.unwrap();
             assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         }
-        Self { token, module, control: token.directory.join("shim.control") }
+        Self { token, module, control: folder.join("control") }
     }
 
     pub(crate) fn pkcs11(&self) -> Pkcs11Config {
-        Pkcs11Config { module: self.module.clone(), ..self.token.pkcs11() }
+        let files = vec![self.token.tokens(), self.folder().to_owned()];
+        Pkcs11Config { module: self.module.clone(), files: Some(files), ..self.token.pkcs11() }
+    }
+
+    fn folder(&self) -> &Path {
+        self.module.parent().unwrap()
     }
 
     pub(crate) fn config(&self) -> DeviceConfig {
@@ -89,6 +96,7 @@ impl<'a> Shim<'a> {
     pub(crate) fn toml(&self) -> String {
         let environment = self.environment().map(|(name, value)| format!("{name} = {value:?}, ")).concat();
         let text = self.token.toml().replace("environment = { ", &format!("environment = {{ {environment}"));
+        let text = text.replace("files = [", &format!("files = [{:?}, ", self.folder()));
         text.replace(&format!("module = {:?}", self.token.module), &format!("module = {:?}", self.module))
     }
 
@@ -98,7 +106,7 @@ impl<'a> Shim<'a> {
 
     /// The file that is there once a call waits, as it was told.
     pub(crate) fn waiting(&self) -> PathBuf {
-        self.control.with_extension("control.waiting")
+        self.control.with_extension("waiting")
     }
 
     /// How often C_Login was called.
@@ -111,14 +119,22 @@ impl<'a> Shim<'a> {
         self.counted("failed") > 0
     }
 
+    /// What errno the signature met, reading and writing, in what it was told to try last.
+    pub(crate) fn tried(&self) -> [i32; 2] {
+        let tried = fs::read_to_string(self.control.with_extension("tried")).unwrap();
+        fs::remove_file(self.control.with_extension("tried")).unwrap();
+        let (reading, writing) = tried.split_once(' ').unwrap();
+        [reading, writing].map(|errno| errno.parse().unwrap())
+    }
+
     fn counted(&self, what: &str) -> u64 {
-        fs::metadata(self.control.with_extension(format!("control.{what}"))).map_or(0, |calls| calls.len())
+        fs::metadata(self.control.with_extension(what)).map_or(0, |calls| calls.len())
     }
 
     /// Misbehaves from now on as `shim.c` says; empty: not at all.
     pub(crate) fn tell(&self, fault: &str) {
-        let _ = fs::remove_file(self.control.with_extension("control.failed"));
-        let new = self.control.with_extension("control.new");
+        let _ = fs::remove_file(self.control.with_extension("failed"));
+        let new = self.control.with_extension("new");
         fs::write(&new, fault).unwrap();
         fs::rename(new, &self.control).unwrap();
     }

@@ -15,11 +15,15 @@
  *   context CODE                       C_Login for one use of a key answers CODE
  *   keypad                             C_GetTokenInfo shows a keypad, at which a wrong PIN is typed
  *   flip                               C_Sign flips a bit of the signature
+ *   open PATH | signal PID             C_Sign tries to read and write a file, or to signal a process; what errno was then
+ *                                      stands in SHIM_CONTROL.tried, one number for reading and one for writing
  *
  * Each C_Login adds a byte to the file SHIM_CONTROL.logins, each "fail" that was met one to SHIM_CONTROL.failed.
  */
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,7 +179,39 @@ static ulong_t counted_login(ARGUMENTS) {
     return pass_Login(a, b, c, d, e, f, g, h);
 }
 
+static void tried(int reading, int writing) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s.tried.new", getenv("SHIM_CONTROL"));
+    FILE *file = fopen(path, "w");
+    if (!file) abort();
+    fprintf(file, "%d %d", reading, writing);
+    fclose(file);
+    char final[4096];
+    snprintf(final, sizeof final, "%s.tried", getenv("SHIM_CONTROL"));
+    rename(path, final);
+}
+
+static int opened(const char *path, int how) {
+    int file = open(path, how);
+    if (file < 0) return errno;
+    close(file);
+    return 0;
+}
+
+static void misbehave(void) {
+    char rest[128];
+    if (told("open", rest, sizeof rest)) {
+        rest[strcspn(rest, "\n")] = 0;
+        tried(opened(rest + 1, O_RDONLY), opened(rest + 1, O_WRONLY));
+    }
+    if (told("signal", rest, sizeof rest)) {
+        int error = kill((pid_t)strtol(rest, NULL, 10), 0) ? errno : 0;
+        tried(error, error);
+    }
+}
+
 static ulong_t sign(ARGUMENTS) {
+    misbehave();
     ulong_t rv = real.function[Sign](a, b, c, d, e, f, g, h);
     if (rv == 0 && d && told("flip", NULL, 0)) ((char *)d)[7] ^= 1;
     return rv;

@@ -45,6 +45,11 @@ impl SoftHsm {
         self.directory.join("softhsm2.conf")
     }
 
+    /// What the module keeps its tokens in.
+    pub(crate) fn tokens(&self) -> PathBuf {
+        self.directory.join("tokens")
+    }
+
     pub(crate) fn pin_file(&self) -> PathBuf {
         self.directory.join("pin")
     }
@@ -58,6 +63,7 @@ impl SoftHsm {
             pin_file: Some(self.pin_file()),
             sessions: 2,
             environment: Some([("SOFTHSM2_CONF".to_owned(), configuration)].into()),
+            files: Some(vec![self.tokens()]),
             allow_final_pin_try: false,
         }
     }
@@ -83,10 +89,11 @@ impl SoftHsm {
     pub(crate) fn toml(&self) -> String {
         format!(
             "[[device]]\nname = \"hsm\"\nkind = \"pkcs11\"\nmodule = {:?}\ntoken = {LABEL:?}\npin_file = {:?}\nsessions = 2\n\
-             environment = {{ SOFTHSM2_CONF = {:?} }}\n",
+             environment = {{ SOFTHSM2_CONF = {:?} }}\nfiles = [{:?}]\n",
             self.module,
             self.pin_file(),
-            self.configuration()
+            self.configuration(),
+            self.tokens()
         )
     }
 
