@@ -16,7 +16,8 @@
 //! The same goes for a login that failed in a way that says nothing about the PIN.
 //!
 //! A TPM has no login: each signature carries the auth value. Signet's TPM keys have noDA, so that a wrong value costs
-//! nothing but the signature; there is no mark before it, and [`close`] writes at once.
+//! nothing but the signature; there is no mark before it, and [`close`] writes at once. The TPM's process calls it only where the
+//! value may be wrong: there is one, and the key has not signed with it.
 
 use std::fs::{self, File};
 use std::io;

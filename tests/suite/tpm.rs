@@ -222,6 +222,36 @@ fn a_wrong_auth_value_is_tried_once() {
     signs(&mut *opened(&settings), &key.locator, &key.public_key, Algorithm::Rs256);
 }
 
+/// An answer with an error is not authenticated: whoever is on the bus can say it, and a flipped bit can.
+#[test]
+fn a_refusal_closes_the_latch_neither_without_an_auth_value_nor_after_it_was_taken() {
+    let Some(swtpm) = SwTpm::start() else { return };
+    let read_public = 0x173;
+    for auth in [None, Some(AUTH)] {
+        let proxy = TpmProxy::before(&swtpm);
+        let settings = TpmSettings::initialised(&proxy.tcti(), auth);
+        let key = generated(&settings, Algorithm::Es256, false);
+        let digest = Digest::of(Algorithm::Es256.hash(), b"");
+        let mut device = opened(&settings);
+        if auth.is_some() {
+            signs(&mut *device, &key.locator, &key.public_key, Algorithm::Es256);
+        }
+        for code in [0x98e, 0x9a2, 0x921] {
+            for command in [SIGN, read_public] {
+                proxy.spoil_all(command, Fault::Code(code));
+                let refused = match command {
+                    SIGN => device.sign(&key.locator, Algorithm::Es256, &digest).map(drop),
+                    _ => device.public_key(&key.locator).map(drop),
+                };
+                assert!(matches!(refused, Err(DeviceError::Away(_))), "{code:#x} of {command:#x}: {refused:?}");
+                proxy.mend();
+                signs(&mut *device, &key.locator, &key.public_key, Algorithm::Es256);
+            }
+        }
+        assert!(!settings.device.latch_file.exists());
+    }
+}
+
 /// What it flushes at its start is ours: then our auth value seems wrong, which must not close the latch.
 #[test]
 fn another_program_on_the_same_tpm_does_not_close_the_latch() {

@@ -14,7 +14,7 @@ use tss_esapi::traits::UnMarshall as _;
 use tss_esapi::tss2_esys::{TPM2B_DIGEST, TPMT_TK_HASHCHECK};
 use tss_esapi::{Context, constants::tss};
 
-use super::{classified, code, public, raw_rc, tcti};
+use super::{classified, code, public, raw_rc, tcti, unauthorised};
 use crate::device::tss2::Tss2Key;
 use crate::device::{DeviceError, Pin, TpmConfig, TpmParent, TpmSession};
 use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature, hexadecimal};
@@ -93,10 +93,16 @@ impl Connection {
         }
     }
 
+    /// Whether a wrong auth value of this key counts for nothing, which is known once it is loaded.
+    pub(super) fn is_no_da(&self, key: &KeyLocator) -> bool {
+        let loaded = self.loaded.iter().find(|loaded| loaded.locator == *key);
+        loaded.is_some_and(|loaded| loaded.public.object_attributes().no_da())
+    }
+
     /// The public half as the TPM has it, compared with what the key file says.
     pub(super) fn public_key(&mut self, key: &KeyLocator) -> Result<PublicKey, DeviceError> {
         let handle = self.load(key)?.handle;
-        let (there, ..) = self.with_room(|context| context.read_public(handle)).map_err(classified("reading a key"))?;
+        let (there, ..) = self.with_room(|context| context.read_public(handle)).map_err(unauthorised("reading a key"))?;
         if self.load(key)?.public != there {
             return Err(DeviceError::Permanent("the TPM holds another key than the key file says".to_owned()));
         }
@@ -153,7 +159,7 @@ impl Connection {
             )));
         };
         let read = self.with_room(|context| context.read_public(object.into()));
-        let (public, ..) = read.map_err(classified("reading a persistent key"))?;
+        let (public, ..) = read.map_err(unauthorised("reading a persistent key"))?;
         Ok((object.into(), public))
     }
 
@@ -190,7 +196,7 @@ fn unreachable_tpm(tcti: &str, error: DeviceError) -> DeviceError {
 /// knows those handles any more, and full slots answer 0x902 for ever.
 pub(super) fn context(tcti: &str) -> Result<Context, DeviceError> {
     let mut context =
-        Context::new(tcti::name(tcti)?).map_err(|error| unreachable_tpm(tcti, classified("connecting")(error)))?;
+        Context::new(tcti::name(tcti)?).map_err(|error| unreachable_tpm(tcti, unauthorised("connecting")(error)))?;
     if !tcti::behind_resource_manager(tcti) {
         for first in [tss::TPM2_TRANSIENT_FIRST, tss::TPM2_LOADED_SESSION_FIRST, tss::TPM2_ACTIVE_SESSION_FIRST] {
             for handle in handles(&mut context, first)? {
@@ -204,7 +210,7 @@ pub(super) fn context(tcti: &str) -> Result<Context, DeviceError> {
 
 /// The handles in use from `first` on, of its kind.
 pub(super) fn handles(context: &mut Context, first: u32) -> Result<Vec<TpmHandle>, DeviceError> {
-    match context.get_capability(CapabilityType::Handles, first, 254).map_err(classified("listing handles"))? {
+    match context.get_capability(CapabilityType::Handles, first, 254).map_err(unauthorised("listing handles"))? {
         (CapabilityData::Handles(handles), _more) => Ok(handles.into_inner()),
         _ => Err(DeviceError::Integrity("the TPM listed something else than handles".to_owned())),
     }
@@ -231,13 +237,13 @@ fn pinned_parent(context: &mut Context, pinned: &TpmParent) -> Result<KeyHandle,
 pub(super) fn persistent(context: &mut Context, handle: u32) -> Result<Option<ObjectHandle>, DeviceError> {
     let there = handles(context, handle)?.into_iter().find(|there| u32::from(*there) == handle);
     let object = there.map(|there| context.tr_from_tpm_public(there)).transpose();
-    object.map_err(classified("finding a persistent key"))
+    object.map_err(unauthorised("finding a persistent key"))
 }
 
 /// An object's name in hexadecimal. The library computes it from the public area that it holds, and that a session's
 /// salt is encrypted to; it does not believe the name that came over the bus.
 pub(super) fn name(context: &mut Context, object: ObjectHandle) -> Result<String, DeviceError> {
-    let name = context.tr_get_name(object).map_err(classified("naming a key"))?;
+    let name = context.tr_get_name(object).map_err(unauthorised("naming a key"))?;
     Ok(hexadecimal(name.value()))
 }
 

@@ -59,6 +59,8 @@ struct TpmDevice {
     session: TpmSession,
     renewal: Renewal,
     pin: Option<Pin>,
+    /// Keys that have signed: their auth value is right.
+    proven: Vec<KeyLocator>,
     connection: Option<(Instant, Connection)>,
 }
 
@@ -71,26 +73,41 @@ impl TpmDevice {
     ) -> Result<Self, DeviceError> {
         let pin = tpm.pin_file.as_deref().map(Pin::read).transpose()?;
         let (config, tpm) = (config.clone(), tpm.clone());
-        let mut device = Self { config, tpm, session, renewal, pin, connection: None };
+        let mut device = Self { config, tpm, session, renewal, pin, proven: Vec::new(), connection: None };
         device.connected()?;
         Ok(device)
     }
 
     /// Makes a call, and makes it again on a new connection where the old one turns out to be lost: a reset TPM or another
     /// program on it costs a session, not a process.
-    fn call<T>(&mut self, call: impl Fn(&mut Connection) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+    fn call<T>(
+        &mut self,
+        key: &KeyLocator,
+        call: impl Fn(&mut Connection) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
         let reused = self.connection.is_some();
-        match self.attempt(&call) {
-            Err(DeviceError::Away(_)) if reused => self.attempt(&call),
+        match self.attempt(key, &call) {
+            Err(DeviceError::Away(_)) if reused => self.attempt(key, &call),
             other => other,
         }
     }
 
-    fn attempt<T>(&mut self, call: impl Fn(&mut Connection) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
-        let result = call(self.connected()?);
+    fn attempt<T>(
+        &mut self,
+        key: &KeyLocator,
+        call: impl Fn(&mut Connection) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        let connection = self.connected()?;
+        let result = call(connection);
         match result {
             Err(DeviceError::PinRefused(detail)) => {
+                let counts_nothing = connection.is_no_da(key);
                 self.connection = None;
+                // An error is not authenticated: anybody on the bus can say this, and a flipped bit can. Where no value was
+                // sent, or it was right before, it is not taken for the truth, if to ask again costs nothing.
+                if counts_nothing && (self.pin.is_none() || self.proven.contains(key)) {
+                    return Err(DeviceError::Away(detail));
+                }
                 Err(latch::close(&self.config.latch_file, self.pin.as_ref(), &detail))
             }
             Err(error @ (DeviceError::Transient(_) | DeviceError::Unsupported(_))) => Err(error),
@@ -123,11 +140,15 @@ impl TpmDevice {
 
 impl Device for TpmDevice {
     fn public_key(&mut self, key: &KeyLocator) -> Result<PublicKey, DeviceError> {
-        self.call(|connection| connection.public_key(key))
+        self.call(key, |connection| connection.public_key(key))
     }
 
     fn sign(&mut self, key: &KeyLocator, algorithm: Algorithm, digest: &Digest) -> Result<Signature, DeviceError> {
-        self.call(|connection| connection.sign(key, algorithm, digest))
+        let signature = self.call(key, |connection| connection.sign(key, algorithm, digest))?;
+        if !self.proven.contains(key) {
+            self.proven.push(key.clone());
+        }
+        Ok(signature)
     }
 }
 
@@ -140,6 +161,14 @@ fn classified(doing: &str) -> impl Fn(tss_esapi::Error) -> DeviceError {
             DeviceError::Integrity(format!("{doing}: {error}"))
         }
         (None, _) => DeviceError::Unsupported(format!("{doing}: {error}")),
+    }
+}
+
+/// The same for a command that needs no auth value: none was refused, whatever the code says.
+fn unauthorised(doing: &str) -> impl Fn(tss_esapi::Error) -> DeviceError {
+    move |error| match classified(doing)(error) {
+        DeviceError::PinRefused(detail) => DeviceError::Away(detail),
+        other => other,
     }
 }
 
