@@ -196,7 +196,7 @@ pub fn verify_each(
         lines += 1;
         let broken = |reason: &str| Broken::Line { line: lines, reason: reason.to_owned() };
         if line.len() as u64 == LONGEST_LINE && !line.ends_with(b"\n") {
-            return Err(broken("it is longer than any record"));
+            return Err(broken("it is longer than any record; what a crash has left is mended at the next start"));
         }
         let Some(text) = line.strip_suffix(b"\n") else {
             return Err(broken("it is torn: the daemon was ended in the middle of it, and mends it when it starts"));

@@ -4,6 +4,7 @@
 //! is possible again.
 
 mod counted;
+mod end;
 mod journal;
 mod log;
 #[cfg(all(test, feature = "model"))]

@@ -173,6 +173,20 @@ async fn a_line_torn_by_a_crash_is_mended_and_the_chain_goes_on() {
     let log = daemon.audit();
     assert_eq!(log.len(), 3);
     assert_eq!((&log[1]["event"], &log[1]["torn"]), (&Value::from("mended"), &Value::from(torn)));
+    assert_eq!((&log[1]["bytes"], &log[1]["sha256"]), (&torn.len().into(), &sha256(torn.as_bytes()).into()));
+    // What a power cut leaves.
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    let log = OpenOptions::new().write(true).open(daemon.audit_file()).unwrap();
+    log.set_len(log.metadata().unwrap().len() + 70_000).unwrap();
+    daemon.spawn();
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    let log = daemon.audit();
+    assert_eq!((&log[3]["event"], &log[3]["bytes"]), (&"mended".into(), &70_000.into()));
+    assert!(daemon.stop().success());
+    assert_eq!(verified(&daemon).0, Some(0));
+    daemon.spawn();
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
 }
 
 #[tokio::test]

@@ -2,13 +2,14 @@
 
 use std::cmp::Ordering;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::Flock;
 use serde::Serialize;
 
+use super::end::{End, Mended};
 use super::journal::Journal;
 use crate::audit::{Head, LONGEST_LINE, Rotation};
 use crate::file;
@@ -103,13 +104,6 @@ struct Gap {
     found: u64,
 }
 
-/// What is written in place of a line that a crash has torn: the line was never followed by a reply.
-#[derive(Serialize)]
-struct Mended {
-    event: &'static str,
-    torn: String,
-}
-
 /// What is written behind a record that says OK, of an answer that whoever asked never got: the record came too late for it.
 #[derive(Serialize)]
 pub(super) struct Unanswered {
@@ -144,13 +138,13 @@ impl LogFile {
         let mut log = Self { path, rotation, file, inode, head, noted, length, pending, written, journal: None };
         if let Some(gap) = gap {
             tracing::error!(path = %log.path.display(), found = gap.found, written = log.head.seq, "the audit log does not end where it was ended: it was moved away, cut or removed; the chain goes on");
-            log.add(&gap).and_then(|_number| log.write()).map_err(io)?;
+            log.add(&gap).map_err(io)?;
         }
-        if !end.torn.is_empty() {
-            tracing::warn!(path = %log.path.display(), "mended the audit log: its last line was torn by a crash");
-            let mended = Mended { event: "mended", torn: String::from_utf8_lossy(&end.torn).into_owned() };
-            log.add(&mended).and_then(|_number| log.write()).map_err(io)?;
+        if let Some(mended) = Mended::of(&log.file, length).map_err(io)? {
+            tracing::warn!(path = %log.path.display(), bytes = mended.bytes, "mended the audit log: its last line was torn by a crash");
+            log.add(&mended).map_err(io)?;
         }
+        log.write().map_err(io)?;
         Ok(log)
     }
 
@@ -224,15 +218,17 @@ impl LogFile {
         if self.length == 0 {
             return;
         }
-        let moved = (1..=self.rotation.keep).rev().try_for_each(|number| {
-            let from = match number {
-                1 => self.path.clone(),
-                _ => Rotation::old(&self.path, number - 1),
-            };
-            match std::fs::rename(from, Rotation::old(&self.path, number)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                moved => moved,
-            }
+        let moved = self.cut().and_then(|()| {
+            (1..=self.rotation.keep).rev().try_for_each(|number| {
+                let from = match number {
+                    1 => self.path.clone(),
+                    _ => Rotation::old(&self.path, number - 1),
+                };
+                match std::fs::rename(from, Rotation::old(&self.path, number)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    moved => moved,
+                }
+            })
         });
         match moved {
             Ok(()) => {
@@ -244,6 +240,11 @@ impl LogFile {
                 tracing::error!(%error, path = %self.path.display(), "can't rotate the audit log: it grows");
             }
         }
+    }
+
+    /// Cuts off what does not count: half a line of an attempt to write, or of a crash.
+    fn cut(&self) -> io::Result<()> {
+        if self.file.metadata()?.len() > self.length { self.file.set_len(self.length) } else { Ok(()) }
     }
 
     /// The length of the file. Where it was renamed or removed, begins a new one at the path; the chain goes on.
@@ -277,36 +278,6 @@ fn inode(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// The end of a log.
-struct End {
-    /// None where there is no whole line.
-    head: Option<Head>,
-    /// Up to the end of the last whole line.
-    length: u64,
-    /// What stands behind it.
-    torn: Vec<u8>,
-}
-
-impl End {
-    fn of(path: &Path, mut file: &File) -> Result<Self, OpenError> {
-        let io = |source| OpenError::Io { path: path.to_owned(), source };
-        let not_ours = |reason| OpenError::NotOurs { path: path.to_owned(), reason };
-        let length = file.metadata().map_err(io)?.len();
-        let tail_from = length.saturating_sub(LONGEST_LINE);
-        let mut tail = Vec::new();
-        file.seek(SeekFrom::Start(tail_from)).map_err(io)?;
-        file.take(LONGEST_LINE).read_to_end(&mut tail).map_err(io)?;
-        let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-        let torn = tail.split_off(whole);
-        let head = match tail.strip_suffix(b"\n").map(last_line) {
-            Some(line) => Some(Head::of_line(line).map_err(not_ours)?),
-            None if tail_from == 0 => None,
-            None => return Err(not_ours("it is too long".to_owned())),
-        };
-        Ok(Self { head, length: tail_from + tail.len() as u64, torn })
-    }
-}
-
 fn last_of_old(path: &Path) -> Result<Head, OpenError> {
     let old = Rotation::old(path, 1);
     match File::open(&old) {
@@ -330,8 +301,4 @@ fn lock(path: &Path) -> Result<Flock<File>, OpenError> {
         io::ErrorKind::WouldBlock => OpenError::Locked { path: path.to_owned() },
         _ => OpenError::Io { path: path.to_owned(), source: error },
     })
-}
-
-fn last_line(lines: &[u8]) -> &[u8] {
-    lines.rsplit(|byte| *byte == b'\n').next().unwrap_or(lines)
 }
