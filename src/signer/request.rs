@@ -132,8 +132,10 @@ impl Body {
     /// What the cache knows the JWT by; `None` where each is signed anew: a caller's own claims, what lives for so short a time
     /// that most would find it nearly expired, and what is too long to be kept.
     pub(super) fn wanted(&self, permit: &Permit) -> Option<Wanted> {
-        let lifetime = Duration::from_secs(jwt::lifetime(permit).as_secs());
-        let lifetime = Some(lifetime).filter(|lifetime| (CACHED_FROM..=jwt::MAX_LIFETIME).contains(lifetime))?;
+        // Judged as it was asked for: one that is a little too long is refused for its caller alone, and not for all who wait.
+        let lifetime =
+            Some(jwt::lifetime(permit)).filter(|lifetime| (CACHED_FROM..=jwt::MAX_LIFETIME).contains(lifetime))?;
+        let lifetime = Duration::from_secs(lifetime.as_secs());
         let (body, length) = match self {
             Self::Claims(_) => return None,
             Self::AccessToken { target: Target::Audience(audience), .. } => {

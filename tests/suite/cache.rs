@@ -254,6 +254,25 @@ async fn every_hit_is_judged_by_the_rules_of_its_caller() {
 }
 
 #[tokio::test]
+async fn a_lifetime_that_is_a_little_too_long_is_refused_for_its_own_caller_alone() {
+    let stand = Stand::new().await;
+    let lasting = |millis| {
+        let target = Target::Scopes(vec!["s".to_owned()]);
+        JwtBody::AccessToken { target, lifetime: Some(Duration::from_millis(millis)) }
+    };
+    // Who asks first has the JWT signed for those behind.
+    let (odd, hour) = tokio::join!(stand.ask(1, lasting(3_600_900)), stand.ask(1, lasting(3_600_000)));
+    let refused = |asked| matches!(asked, Err(SignError::Invalid { field: "lifetime", .. }));
+    assert!(refused(odd));
+    assert!(hour.unwrap().1 > Duration::from_secs(3590));
+    assert!(refused(stand.ask(1, lasting(3_600_900)).await), "nor is it answered by what is cached");
+    let (half, _) = stand.ask(1, lasting(1_800_000)).await.unwrap();
+    assert_eq!(stand.ask(2, lasting(1_800_000)).await.unwrap().0, half);
+    assert_eq!(stand.ask(1, lasting(1_800_900)).await.unwrap().0, half, "a fraction of a second is dropped");
+    assert_eq!(stand.signatures(), 2);
+}
+
+#[tokio::test]
 async fn a_changed_policy_or_a_retired_key_drops_what_was_cached() {
     let stand = Stand::new().await;
     let (first, _) = stand.ask(1, scopes(&["s"])).await.unwrap();
