@@ -90,8 +90,11 @@ public sealed class SignetCredential : ICredential, IHttpExecuteInterceptor
         var host = Environment.GetEnvironmentVariable("GCE_METADATA_HOST");
         var url = $"http://{host}/v1/projects/-/serviceAccounts/{_email}:signJwt";
         var body = new JObject { ["payload"] = claims.ToString() }.ToString();
-        var content = new StringContent(body, Encoding.UTF8, "application/json");
-        using (var response = await Signetd.PostAsync(url, content, cancellation).ConfigureAwait(false))
+        var signing = new HttpRequestMessage(HttpMethod.Post, url);
+        signing.Content = new StringContent(body, Encoding.UTF8, "application/json");
+        // As Google's API wants one; here any will do.
+        signing.Headers.Authorization = new AuthenticationHeaderValue("Bearer", "any");
+        using (var response = await Signetd.SendAsync(signing, cancellation).ConfigureAwait(false))
         {
             var answer = await response.Content.ReadAsStringAsync().ConfigureAwait(false);
             if (!response.IsSuccessStatusCode)

@@ -18,7 +18,9 @@ class SignetJwtClient extends AuthClient {
       const claims = { iss: this.email, sub: this.email, aud: this.audience, iat: now, exp: now + 3600 };
       const account = `http://${process.env.GCE_METADATA_HOST}/v1/projects/-/serviceAccounts/${this.email}`;
       const payload = JSON.stringify(claims);
-      const { data } = await this.transporter.request({ url: `${account}:signJwt`, method: 'POST', data: { payload } });
+      const headers = { authorization: 'Bearer any' }; // As Google's API wants one; here any will do.
+      const request = { url: `${account}:signJwt`, method: 'POST', headers, data: { payload } };
+      const { data } = await this.transporter.request(request);
       this.token = data.signedJwt;
       this.expires = claims.exp;
     }

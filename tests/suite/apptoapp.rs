@@ -11,7 +11,7 @@ use tonic_health::ServingStatus;
 
 use crate::support::daemon::{ACCOUNT, TestDaemon};
 use crate::support::eventually;
-use crate::support::http::send;
+use crate::support::http::{BEARER, send};
 use crate::support::languages;
 use crate::support::softhsm::SoftHsm;
 
@@ -114,7 +114,7 @@ async fn who_proves_who_he_is_is_let_in_and_nobody_else_also_over_a_change_of_ke
     let signed = |account: &str, claims: &Value| {
         let body = json!({ "payload": claims.to_string() }).to_string();
         let line = format!("POST /v1/projects/-/serviceAccounts/{account}:signJwt");
-        let answer = send(address, &line, &["Content-Type: application/json"], &body);
+        let answer = send(address, &line, &[BEARER, "Content-Type: application/json"], &body);
         answer.json()["signedJwt"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned()
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();

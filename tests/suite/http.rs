@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::support::daemon::{NO_DEVICE, TestDaemon};
-use crate::support::http::{connect, raw, send_as, send_with, until_closed};
+use crate::support::http::{BEARER, connect, raw, send_as, send_with, until_closed};
 use crate::support::skip_optional;
 
 /// A daemon without a device, and where it listens.
@@ -94,8 +94,9 @@ fn idle_connections_and_slow_drips_keep_nobody_out() {
 fn t10_bodies_of_a_user_that_are_more_than_fits_are_refused_until_there_is_room() {
     let (_daemon, address) = daemon();
     let path = "/v1/projects/-/serviceAccounts/app@x:signBlob";
-    let head =
-        format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1400000\r\nExpect: 100-continue\r\n\r\n");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\n{BEARER}\r\nContent-Length: 1400000\r\nExpect: 100-continue\r\n\r\n"
+    );
     let ask = || {
         let mut stream = connect(address);
         stream.write_all(head.as_bytes()).unwrap();
@@ -186,7 +187,7 @@ fn groups_are_those_of_the_user_database_and_what_a_caller_runs_is_unknown() {
     for (name, status) in [("user", 400), ("group", 400), ("dropped", 403), ("unit", 403), ("program", 403)] {
         let line = format!("POST /v1/projects/-/serviceAccounts/{name}@x:signBlob");
         let ids = ["--reuid=65534", "--regid=4711", "--groups=4711"];
-        let answer = send_with(&ids, daemon.http(), &line, &["Content-Length: 0"]);
+        let answer = send_with(&ids, daemon.http(), &line, &[BEARER, "Content-Length: 0"]);
         assert_eq!(answer.status, status, "{name}: {answer:?}");
         // Who is allowed to is told that there is no key.
         assert!(status == 403 || answer.body.contains("NO_ACTIVE_KEY"), "{answer:?}");

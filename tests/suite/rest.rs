@@ -10,13 +10,13 @@ use signet::proto;
 use crate::signing::over_http;
 use crate::support::daemon::{ACCOUNT, TestDaemon};
 use crate::support::eventually;
-use crate::support::http::{Answer, send, send_as};
+use crate::support::http::{Answer, BEARER, send, send_as};
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
 fn post(address: SocketAddr, verb: &str, body: &str) -> Answer {
     let line = format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:{verb}");
-    send(address, &line, &["Content-Type: application/json"], body)
+    send(address, &line, &[BEARER, "Content-Type: application/json"], body)
 }
 
 fn good(address: SocketAddr, verb: &str, body: &Value) -> Value {
@@ -64,9 +64,10 @@ async fn the_four_methods_answer_as_googles_clients_read_it() {
 
     let form = "audience=https%3A%2F%2Fa.example&includeEmail=true";
     let line = format!("POST /v1/projects/-/serviceAccounts/{}:generateIdToken", ACCOUNT.replace('@', "%40"));
-    let answer = send(address, &line, &["Content-Type: application/x-www-form-urlencoded"], form);
+    let answer = send(address, &line, &[BEARER, "Content-Type: application/x-www-form-urlencoded"], form);
     assert_eq!(verified(&daemon, &answer.json()["token"])["aud"], "https://a.example");
-    let locations = send(address, &format!("GET /v1/projects/-/serviceAccounts/{ACCOUNT}/allowedLocations"), &[], "");
+    let line = format!("GET /v1/projects/-/serviceAccounts/{ACCOUNT}/allowedLocations");
+    let locations = send(address, &line, &[BEARER], "");
     assert_eq!((locations.status, locations.json()), (200, json!({"encodedLocations": "0x0", "locations": []})));
 }
 
@@ -79,11 +80,11 @@ async fn what_is_no_method_and_who_is_not_allowed_are_told_apart() {
         (format!("GET /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob"), 405),
         (format!("PUT /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob"), 405),
     ] {
-        assert_eq!(send(address, &line, &[], "{}").status, status, "{line}");
+        assert_eq!(send(address, &line, &[BEARER], "{}").status, status, "{line}");
     }
     if nix::unistd::geteuid().is_root() {
         let line = format!("POST /v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob");
-        let denied = send_as(4711, address, &line, &["Content-Length: 0"]);
+        let denied = send_as(4711, address, &line, &[BEARER, "Content-Length: 0"]);
         assert_eq!((denied.status, &denied.json()["error"]["status"]), (403, &json!("PERMISSION_DENIED")));
         assert_eq!(denied.json()["error"]["details"][0]["reason"], "NOT_ALLOWED");
     }
@@ -98,7 +99,7 @@ async fn metrics_tell_what_was_asked_and_made_and_nothing_of_a_callers() {
     }
     good(address, "signBlob", &json!({"payload": "aGVsbG8"}));
     let line = "POST /v1/projects/-/serviceAccounts/somebody@secret.example:signBlob";
-    assert_eq!(send(address, line, &[], "{}").status, 403);
+    assert_eq!(send(address, line, &[BEARER], "{}").status, 403);
     let metrics = send(address, "GET /metrics", &[], "");
     assert_eq!(metrics.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
     let text = &metrics.body;

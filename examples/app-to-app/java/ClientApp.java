@@ -44,6 +44,7 @@ public final class ClientApp {
         send(
             HttpRequest.newBuilder(uri)
                 .header("Content-Type", "application/json")
+                .header("Authorization", "Bearer any") // As Google's API wants one; here any will do.
                 .POST(HttpRequest.BodyPublishers.ofString(body.toString()))
                 .build());
     return JsonParser.parseString(answer.body()).getAsJsonObject().get("token").getAsString();

@@ -21,7 +21,9 @@ SIGNETD = "http://" + os.environ["GCE_METADATA_HOST"]
 def id_token():
     body = json.dumps({"audience": AUDIENCE, "includeEmail": True}).encode()
     url = f"{SIGNETD}/v1/projects/-/serviceAccounts/{EMAIL}:generateIdToken"
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    # As Google's API wants one; here any will do.
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer any"}
+    request = urllib.request.Request(url, body, headers)
     return json.load(urllib.request.urlopen(request))["token"]
 
 

@@ -2,7 +2,7 @@
 //! browser, a proxy or a name that somebody has pointed here.
 
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING};
 use hyper::{Request, StatusCode};
 
 use super::reply::Refusal;
@@ -37,6 +37,13 @@ pub(super) fn admit(request: &Request<Incoming>) -> Result<(), Refusal> {
         return Err(Refusal(StatusCode::NOT_FOUND, "Metadata-Flavor is Google, once"));
     }
     Ok(())
+}
+
+/// Whether a request carries a bearer token, whatever its value, as each of Google's clients does for the IAM Credentials API:
+/// who was led to post to a URL has none, and the kernel tells no more than whose program that was.
+pub(super) fn bears_a_token(headers: &HeaderMap) -> bool {
+    let given = only(headers, &AUTHORIZATION).and_then(|value| value.split_once(' '));
+    given.is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("Bearer") && !token.trim().is_empty())
 }
 
 /// The value of a header that stands there once.

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use form_urlencoded::parse as parse_form;
 use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 use super::super::iam::{account, in_googles_words};
 use super::super::limits::{LARGEST_PAYLOAD, SMALL_MESSAGE, payload};
 use super::reply::{self, Reply};
-use super::{Asked, Front};
+use super::{Asked, Front, guard};
 use crate::jwt::Target;
 use crate::signer::{Bytes, JwtBody, SignError};
 
@@ -55,6 +55,9 @@ enum Verb {
 impl Front {
     /// The answer to any path below `/v1/projects/`.
     pub(super) async fn iam(&self, asked: &Asked, body: Incoming) -> Reply {
+        if !guard::bears_a_token(&asked.head.headers) {
+            return unproven();
+        }
         let Ok(path) = percent_decode_str(asked.head.uri.path()).decode_utf8() else { return reply::not_found() };
         let path = path.strip_prefix("/v1/").unwrap_or_default();
         if path.strip_suffix("/allowedLocations").is_some_and(|name| account(name, &[]).is_ok()) {
@@ -186,6 +189,15 @@ fn refused(error: &SignError) -> Reply {
 fn no_such_method() -> Reply {
     let body = json!({"error": {"code": 404, "message": "there is no such method", "status": "NOT_FOUND"}});
     reply::of(StatusCode::NOT_FOUND, reply::JSON, body.to_string())
+}
+
+/// The answer to who shows no token at all.
+fn unproven() -> Reply {
+    let message = "Authorization: Bearer and any token is needed, as Google's clients send it: a request that was not meant has none";
+    let body = json!({"error": {"code": 401, "message": message, "status": "UNAUTHENTICATED"}});
+    let mut reply = reply::last(reply::of(StatusCode::UNAUTHORIZED, reply::JSON, body.to_string()));
+    reply.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    reply
 }
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::Table;
 use crate::signing::over_http;
 use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon};
-use crate::support::http::{raw, send};
+use crate::support::http::{BEARER, raw, send};
 use crate::support::softhsm::SoftHsm;
 
 /// A daemon with a key, and where it listens. `more` is appended to its configuration.
@@ -84,10 +84,11 @@ async fn iam_credentials() {
     let mut table = Table::new("http", "iam", &[]);
     while let Some(mut case) = table.next() {
         let account = case.bytes("account").map_or(ACCOUNT.to_owned(), |account| String::from_utf8(account).unwrap());
-        let post = |account: &str, verb: &str, body: &[u8]| {
+        let shown = case.bytes("shown").map_or(BEARER.to_owned(), |shown| String::from_utf8(shown).unwrap());
+        let post = |shown: &str, account: &str, verb: &str, body: &[u8]| {
             let head = format!(
                 "POST /v1/projects/-/serviceAccounts/{account}:{verb} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-                 Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+                 {shown}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
                 body.len()
             );
             let answer = raw(address, &[head.as_bytes(), body].concat());
@@ -103,8 +104,8 @@ async fn iam_credentials() {
             assert_eq!(error["details"][0]["reason"], "INVALID_REQUEST");
             message
         };
-        let answer = post(&account, &case.text("verb"), &case.bytes("body").unwrap());
-        assert_eq!(post(ACCOUNT, "signJwt", br#"{"payload":"{}"}"#), "200: ", "after {}", case.name);
+        let answer = post(&shown, &account, &case.text("verb"), &case.bytes("body").unwrap());
+        assert_eq!(post(BEARER, ACCOUNT, "signJwt", br#"{"payload":"{}"}"#), "200: ", "after {}", case.name);
         table.hold(case, &answer);
     }
     table.end();

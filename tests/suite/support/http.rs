@@ -5,6 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+/// What the IAM Credentials API wants of every request.
+pub(crate) const BEARER: &str = "Authorization: Bearer any";
+
 /// An answer.
 #[derive(Debug)]
 pub(crate) struct Answer {

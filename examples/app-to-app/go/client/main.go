@@ -41,7 +41,13 @@ func main() {
 
 func idToken(url, audience string) (string, error) {
 	body, _ := json.Marshal(map[string]any{"audience": audience, "includeEmail": true})
-	response, err := http.Post(url, "application/json", bytes.NewReader(body))
+	request, err := http.NewRequest("POST", url, bytes.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Authorization", "Bearer any") // As Google's API wants one; here any will do.
+	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return "", err
 	}

@@ -46,7 +46,9 @@ impl SignetJwt {
             json!({"iss": email, "sub": email, "aud": audience, "iat": now.as_secs(), "exp": expires.as_secs()});
         let host = std::env::var("GCE_METADATA_HOST")?;
         let url = format!("http://{host}/v1/projects/-/serviceAccounts/{email}:signJwt");
-        let request = reqwest::Client::new().post(url).json(&json!({"payload": claims.to_string()}));
+        // As Google's API wants one; here any token will do.
+        let request = reqwest::Client::new().post(url).bearer_auth("any");
+        let request = request.json(&json!({"payload": claims.to_string()}));
         let answer: Value = request.send().await?.error_for_status()?.json().await?;
         let jwt = answer["signedJwt"].as_str().ok_or("an answer without a JWT")?;
         let mut bearer = HeaderValue::from_str(&format!("Bearer {jwt}"))?;

@@ -48,6 +48,7 @@ public final class JwtAccess {
     var request =
         HttpRequest.newBuilder(URI.create("http://" + host + "/v1/projects/-/serviceAccounts/" + email + ":signJwt"))
             .header("Content-Type", "application/json")
+            .header("Authorization", "Bearer any") // As Google's API wants one; here any will do.
             .POST(HttpRequest.BodyPublishers.ofString(payload.toString()))
             .build();
     try {

@@ -57,6 +57,7 @@ public final class SignedUrl {
       var request =
           HttpRequest.newBuilder(uri)
               .header("Content-Type", "application/json")
+              .header("Authorization", "Bearer any") // As Google's API wants one; here any will do.
               .POST(HttpRequest.BodyPublishers.ofString(body))
               .build();
       try {
