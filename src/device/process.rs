@@ -98,7 +98,9 @@ fn confine(config: &DeviceConfig) -> Result<(), SandboxError> {
                 tracing::warn!(device = %config.name, "this kernel has no landlock: the device process could open more files than it needs");
             }
         }
-        None => drop(sandbox::close_signals()?),
+        None => {
+            sandbox::close_signals()?;
+        }
     }
     sandbox::close_calls()
 }

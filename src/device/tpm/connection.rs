@@ -102,7 +102,8 @@ impl Connection {
     /// The public half as the TPM has it, compared with what the key file says.
     pub(super) fn public_key(&mut self, key: &KeyLocator) -> Result<PublicKey, DeviceError> {
         let handle = self.load(key)?.handle;
-        let (there, ..) = self.with_room(|context| context.read_public(handle)).map_err(unauthorised("reading a key"))?;
+        let (there, ..) =
+            self.with_room(|context| context.read_public(handle)).map_err(unauthorised("reading a key"))?;
         if self.load(key)?.public != there {
             return Err(DeviceError::Permanent("the TPM holds another key than the key file says".to_owned()));
         }
