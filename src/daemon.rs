@@ -22,7 +22,7 @@ use crate::device::launcher::{self, LauncherProcess};
 use crate::device::{self, DeviceConfig};
 use crate::front::grpc::{self, Readiness};
 use crate::front::http;
-use crate::front::listen::{BindError, Listener};
+use crate::front::listen::{self, BindError, Listener};
 use crate::keyring::KeyringError;
 use crate::log;
 use crate::signer::{Audit, Cache, Devices, Exchanges, LiveKeyring, OpenError, Signer, TokenEndpoint};
@@ -56,6 +56,10 @@ pub fn device_process(config: Option<&str>) -> anyhow::Result<u8> {
 /// What is wrong, and what to do about it.
 pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     let mut sockets = supervisor::sockets()?;
+    if sockets.grpc.is_none() {
+        // Before this process is confined, and before the port for HTTP, which another daemon would have as well.
+        listen::prepare(&config.listen.grpc)?;
+    }
     let arguments: Vec<_> = logging.into_iter().chain([DEVICE_LAUNCHER.into()]).collect();
     let launcher = LauncherProcess::start(&program()?, &arguments, &config.devices, &config.path)
         .context("can't start the launcher of device processes")?;

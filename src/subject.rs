@@ -42,17 +42,20 @@ pub fn text(random: &[u8; 32]) -> String {
 /// Records a subject token, or another expiry for one.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// Whatever the file system says, of which file.
 pub fn record(state: &StateDir, token: &str, subject: &Subject) -> io::Result<()> {
     let path = path(state, token);
-    file::private_folder(&state.subjects())?;
-    file::replace(&path, &serde_json::to_vec(subject).map_err(io::Error::other)?)
+    let written = || {
+        file::private_folder(&state.subjects())?;
+        file::replace(&path, &serde_json::to_vec(subject).map_err(io::Error::other)?)
+    };
+    written().map_err(|error| of(&path, &error))
 }
 
 /// Whose a subject token is; `None` where it is none that was recorded, or was revoked.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// Whatever the file system says, of which file; and of a record that is none.
 pub fn find(state: &StateDir, token: &str) -> io::Result<Option<Subject>> {
     read(&path(state, token))
 }
@@ -60,18 +63,19 @@ pub fn find(state: &StateDir, token: &str) -> io::Result<Option<Subject>> {
 /// Removes every subject token that this is said of.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// Whatever the file system says, of which file.
 pub fn remove(state: &StateDir, is_to_go: impl Fn(&Subject) -> bool) -> io::Result<usize> {
-    let folder = match fs::read_dir(state.subjects()) {
+    let subjects = state.subjects();
+    let folder = match fs::read_dir(&subjects) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        folder => folder?,
+        folder => folder.map_err(|error| of(&subjects, &error))?,
     };
     let mut removed = 0;
     for entry in folder {
         let path = entry?.path();
         // What can't be read is nobody's.
         if read(&path).ok().flatten().as_ref().is_some_and(&is_to_go) {
-            fs::remove_file(&path)?;
+            fs::remove_file(&path).map_err(|error| of(&path, &error))?;
             removed += 1;
         }
     }
@@ -80,10 +84,15 @@ pub fn remove(state: &StateDir, is_to_go: impl Fn(&Subject) -> bool) -> io::Resu
 
 fn read(path: &Path) -> io::Result<Option<Subject>> {
     match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::other),
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| of(path, &error.into())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => Err(of(path, &error)),
     }
+}
+
+/// An error that names the file.
+fn of(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn path(state: &StateDir, token: &str) -> PathBuf {

@@ -216,7 +216,13 @@ fn row(record: &Value) -> Vec<String> {
         for known in ["prev", "seq", "time", "event"] {
             rest.as_object_mut().map(|rest| rest.remove(known));
         }
-        return vec![time, String::new(), String::new(), String::new(), text("event"), rest.to_string()];
+        let what = match (record["event"].as_str(), record["found"].as_u64()) {
+            (Some("gap"), Some(found)) => {
+                format!("records after number {found} are missing: the log was moved away, cut, removed or lost")
+            }
+            _ => rest.to_string(),
+        };
+        return vec![time, String::new(), String::new(), String::new(), text("event"), what];
     }
     let uid = record["uid"].as_u64().and_then(|uid| u32::try_from(uid).ok()).unwrap_or(u32::MAX);
     let user = User::from_uid(uid.into()).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);

@@ -112,6 +112,11 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
             Exit::Unavailable,
             "an operator mends what signetctl status names: nothing is signed without a record".to_owned(),
         ),
+        (Code::FailedPrecondition, "EXCHANGE_REFUSED") => (
+            Exit::Unavailable,
+            "an operator finds what it said in signetd's log (journalctl -u signetd, or its standard error), at \"no token from the token endpoint\""
+                .to_owned(),
+        ),
         (Code::Unavailable, "TOKEN_ENDPOINT_AWAY") => (Exit::Unavailable, format!("{again}; signetd's log tells why")),
         (Code::Unavailable | Code::DeadlineExceeded, _) if !reason.is_empty() => {
             (Exit::Unavailable, format!("{again}; signetctl status shows how the device is"))

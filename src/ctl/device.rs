@@ -94,6 +94,11 @@ fn unusable(error: DeviceError, device: &DeviceConfig, config: &Config) -> Failu
             };
             explained(error, name).hint(format!("{remedy}, or correct tcti of {name} in {file}"))
         }
+        // Before any key is looked for, it is the storage key that is missing or another one.
+        (error @ DeviceError::Permanent(_), DeviceKind::Tpm(_)) => explained(error, name).hint(format!(
+            "put the old TPM back; or, where it was replaced or cleared on purpose and its keys are lost: rm {}; signetctl device init {name}; reload signetd; signetctl key generate --device {name}",
+            config.state_dir.parent(name).display()
+        )),
         (error @ DeviceError::Misconfigured(_), _) => explained(error, name)
             .hint(format!("correct the [[device]] {name} in {file}, or the file or token that it names")),
         (other, _) => explained(other, name),
@@ -160,13 +165,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             let path = config.state_dir.parent(name);
             let no_pin = || Err(DeviceError::Misconfigured("a TPM has no security officer".to_owned()));
             let parent = initialise(global, device, format!("Making the parent key in {name}"), no_pin)?;
-            let parent = parent.map_err(|error| match error {
-                DeviceError::Permanent(_) => explained(error, name).hint(format!(
-                    "put the old TPM back; or, where it was replaced or cleared on purpose, rm {}: its keys are lost",
-                    path.display()
-                )),
-                other => not_made(other, device, config),
-            })?;
+            let parent = parent.map_err(|error| not_made(error, device, config))?;
             let parent = parent.ok_or_else(|| Failure::new("the TPM told no parent key"))?;
             let written = serde_json::to_vec_pretty(&parent).map_err(io::Error::from).and_then(|json| {
                 file::private_folder(path.parent().unwrap_or(&config.state_dir))?;

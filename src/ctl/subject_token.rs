@@ -57,7 +57,7 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     let now = SystemTime::now();
     let gone = |subject: &Subject| subject.has_expired(now) || (options.revoke && subject.uid == user.uid.as_raw());
     let _lock = state.acting(|| key::lock(global, &config))??;
-    let failed = |error: io::Error| Failure::new(format!("{}: {error}", config.state_dir.display()));
+    let failed = |error: io::Error| Failure::new(error).hint("signetctl doctor");
     let removed = state.acting(|| subject::remove(&config.state_dir, gone))?.map_err(failed)?;
     let Some(out) = options.out else {
         return global
@@ -119,12 +119,13 @@ fn no_file(out: &Path) -> Failure {
 
 /// Leaves a token that was replaced to those who have just read it.
 fn let_go(state: &StateDir, token: &str, now: SystemTime) -> io::Result<()> {
-    match subject::find(state, token)? {
-        Some(subject) => {
+    match subject::find(state, token) {
+        Ok(Some(subject)) => {
             let expires = subject.expires.min(seconds(now + LINGERS));
             subject::record(state, token, &Subject { expires, ..subject })
         }
-        None => Ok(()),
+        // What can't be read is nobody's: nothing is exchanged for it.
+        Ok(None) | Err(_) => Ok(()),
     }
 }
 

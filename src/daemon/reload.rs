@@ -39,6 +39,7 @@ impl Watch {
             }
         }
         seen.forget_checks();
+        seen.forget_faults();
         let fixed = |config: &Config| {
             let Config {
                 policy: _,

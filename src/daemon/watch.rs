@@ -42,6 +42,9 @@ pub(super) struct Seen {
     /// The checks on their way, and which of them is still wanted for a key.
     checking: JoinSet<(Arc<Key>, Result<(), DeviceError>)>,
     wanted: BTreeMap<KeyId, task::Id>,
+    /// What the log has told of devices and of keys.
+    device_faults: Faults,
+    key_faults: Faults,
     /// The last signatures of each device.
     pulses: BTreeMap<KeyId, Pulse>,
     can_sign: bool,
@@ -49,6 +52,29 @@ pub(super) struct Seen {
     ready: bool,
     /// What it was told last.
     status: String,
+}
+
+/// The faults that were told of each device or key since it was last well: none is told again, however often it is met.
+#[derive(Default)]
+struct Faults(BTreeMap<KeyId, Vec<DeviceError>>);
+
+impl Faults {
+    fn is_news(&mut self, of: &KeyId, fault: &DeviceError) -> bool {
+        let told = self.0.entry(of.clone()).or_default();
+        if told.contains(fault) {
+            return false;
+        }
+        // A device may make up its words.
+        if told.len() == MOST_FAULTS {
+            told.remove(0);
+        }
+        told.push(fault.clone());
+        true
+    }
+
+    fn is_well(&mut self, of: &KeyId) {
+        self.0.remove(of);
+    }
 }
 
 /// How many signatures a device has made, and since when no more.
@@ -110,14 +136,14 @@ impl Watch {
         });
     }
 
-    /// Tells each change of a device once.
+    /// Tells each fault of a device once, and that it is well again.
     fn follow_devices(&self, seen: &mut Seen) {
         for (name, handle) in &self.devices {
             let now = (handle.figures().generations, handle.health());
             if seen.devices.get(name) == Some(&now) {
                 continue;
             }
-            log_health(name, &now.1);
+            seen.log_health(name, &now.1);
             seen.devices.insert(name.clone(), now);
             // A device that came back may be another one.
             self.doubt(name, seen);
@@ -203,15 +229,52 @@ impl Seen {
             return;
         }
         self.wanted.remove(key.kid());
-        if self.checks.get(key.kid()) != Some(&outcome) {
-            log_check(key, &outcome);
-        }
+        self.log_check(key, &outcome);
         self.checks.insert(key.kid().clone(), outcome);
     }
 
     pub(super) fn forget_checks(&mut self) {
         self.checks.clear();
         self.wanted.clear();
+    }
+}
+
+/// What the log is told.
+impl Seen {
+    /// What was told counts no more: after a reload an operator looks whether it helped.
+    pub(super) fn forget_faults(&mut self) {
+        (self.device_faults, self.key_faults) = (Faults::default(), Faults::default());
+    }
+
+    fn log_health(&mut self, device: &KeyId, health: &Health) {
+        match health {
+            Health::Starting => tracing::debug!(%device, "the device is being opened"),
+            Health::Ready => {
+                self.device_faults.is_well(device);
+                tracing::info!(%device, "the device is ready");
+            }
+            Health::Down(error) if self.device_faults.is_news(device, error) => {
+                tracing::error!(%device, cause = %error, remedy = error.remedy(device), "the device can't be used");
+            }
+            Health::Down(_) => {}
+        }
+    }
+
+    fn log_check(&mut self, key: &Key, checked: &Result<(), DeviceError>) {
+        let (kid, device) = (key.kid(), key.device());
+        match checked {
+            Ok(()) => {
+                self.key_faults.is_well(kid);
+                if self.checks.get(kid) != Some(&Ok(())) {
+                    tracing::info!(%kid, %device, "the key is in its device");
+                }
+            }
+            Err(error) if !self.key_faults.is_news(kid, error) => {}
+            Err(error @ DeviceError::Permanent(_)) => {
+                tracing::error!(%kid, %device, cause = %error, remedy = error.remedy(device), "the key can't be used");
+            }
+            Err(error) => tracing::warn!(%kid, %device, cause = %error, "could not check the key; trying again"),
+        }
     }
 }
 
@@ -251,27 +314,6 @@ impl Watch {
     }
 }
 
-fn log_health(device: &KeyId, health: &Health) {
-    match health {
-        Health::Starting => tracing::debug!(%device, "the device is being opened"),
-        Health::Ready => tracing::info!(%device, "the device is ready"),
-        Health::Down(error) => {
-            tracing::error!(%device, cause = %error, remedy = error.remedy(device), "the device can't be used");
-        }
-    }
-}
-
-fn log_check(key: &Key, checked: &Result<(), DeviceError>) {
-    let (kid, device) = (key.kid(), key.device());
-    match checked {
-        Ok(()) => tracing::info!(%kid, %device, "the key is in its device"),
-        Err(error @ DeviceError::Permanent(_)) => {
-            tracing::error!(%kid, %device, cause = %error, remedy = error.remedy(device), "the key can't be used");
-        }
-        Err(error) => tracing::warn!(%kid, %device, cause = %error, "could not check the key; trying again"),
-    }
-}
-
 const TICK: Duration = Duration::from_millis(500);
 /// A device that has signed nothing for so long is asked to, but no oftener than leaves it so many times as long as that takes.
 const PROBE: Duration = Duration::from_millis(500);
@@ -281,3 +323,5 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// How long a start waits for a device before the supervisor is told that it goes without.
 const GRACE: Duration = Duration::from_secs(10);
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// So many faults of a device or key are remembered.
+const MOST_FAULTS: usize = 16;

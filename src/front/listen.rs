@@ -90,6 +90,23 @@ impl BindError {
     }
 }
 
+/// Makes the folder of a socket that is to be bound, where it alone is missing, and makes sure that no other daemon has it.
+///
+/// # Errors
+/// [`BindError`].
+pub fn prepare(path: &Path) -> Result<(), BindError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    match fs::create_dir(directory) {
+        // Whatever the umask: who may connect is for the mode of the socket to say.
+        Ok(()) => fs::set_permissions(directory, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+    .map_err(|source| BindError::Io { path: directory.to_owned(), source })?;
+    trust_directory(directory)?;
+    lock(path).map(drop)
+}
+
 impl Listener {
     /// Binds the socket with this mode and group. Needs a tokio runtime.
     ///

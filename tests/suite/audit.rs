@@ -46,6 +46,9 @@ async fn a_log_that_is_gone_at_the_next_start_is_missed() {
     daemon.client().sign_blob(payload(b"message")).await.unwrap();
     let log = daemon.audit();
     assert_eq!((&log[0]["event"], &log[0]["found"], &log[0]["seq"]), (&"gap".into(), &0.into(), &4.into()));
+    let told = String::from_utf8(signetctl(&daemon.config_file()).args(["audit", "tail"]).output().unwrap().stdout);
+    let told = told.unwrap().lines().find(|line| line.contains("gap")).unwrap().to_owned();
+    assert!(told.starts_with("20") && told.contains("records after number 0 are missing"), "{told}");
     // What was only moved is continued; what is missing is asked for.
     let (moved, path) = (moved.to_str().unwrap(), daemon.audit_file());
     let path = path.to_str().unwrap();

@@ -20,6 +20,7 @@ use tonic_types::StatusExt as _;
 use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon, now, payload, reason};
 use crate::support::desk::openssl;
 use crate::support::eventually;
+use crate::support::http::send;
 
 fn absent() -> TestDaemon {
     without_device(&TestDaemon::config(NO_DEVICE))
@@ -126,6 +127,39 @@ async fn an_absent_device_is_unavailable_with_a_time_to_retry_and_health_says_so
     let status = daemon.client().sign_blob(payload(b"message")).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "DEVICE_AWAY"), "{status}");
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
+}
+
+/// Whoever is called at night reads the last lines of the log: a fault that lasts must not fill them.
+#[tokio::test]
+async fn a_fault_is_told_once_however_often_the_device_is_tried_and_again_after_a_reload() {
+    let daemon = without_device(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{NO_DEVICE}")));
+    let address = daemon.http();
+    let tries = || {
+        let metrics = send(address, "GET /metrics", &[], "").body;
+        let (_, tries) = metrics.split_once(r#"signet_device_generations_total{device="tpm"} "#).unwrap();
+        tries.lines().next().unwrap().parse::<u64>().unwrap()
+    };
+    let told = || daemon.log().matches("the device can't be used").count();
+    eventually("it is tried for seconds", async || tries() >= 7).await;
+    assert_eq!(told(), 1, "{}", daemon.log());
+    daemon.signal(Signal::SIGHUP);
+    eventually("it is told again", async || told() == 2).await;
+}
+
+/// As a configuration that was written by hand has it.
+#[test]
+fn the_sockets_folder_is_made_and_a_second_daemon_is_told_of_the_first() {
+    let config = TestDaemon::config(NO_DEVICE).replace("run/signet.sock", "new/signet.sock");
+    let mut daemon = TestDaemon::prepare(&config);
+    daemon.spawn();
+    daemon.wait_for_log("serving");
+    assert_eq!(fs::metadata(daemon.folder().join("new")).unwrap().permissions().mode() & 0o777, 0o755);
+    // Whatever else it has that the second one wants.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let http = format!("[listen]\n http = \"{}\"", port.local_addr().unwrap());
+    daemon.configure(&config.replace("[listen]", &http));
+    let said = String::from_utf8(daemon.output().stderr).unwrap();
+    assert!(said.contains("another process serves it") && said.contains("try: "), "{said}");
 }
 
 #[tokio::test]

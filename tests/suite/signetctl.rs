@@ -619,6 +619,13 @@ fn another_tpm_is_not_taken_for_the_recorded_one() {
     desk.done(&["device", "init", "tpm"]);
     tpm.replace();
     desk.refused_at(&["device", "init", "tpm"], "not the one that was recorded");
+    // As the remedy says, which is the way on; and the TPM that was refused is as it was.
+    let record = desk.state().parent(&"tpm".parse().unwrap());
+    let said = desk.refused(&["key", "generate", "--device", "tpm"], 1, "there is no storage key");
+    assert!(said.contains(&format!("rm {}; signetctl device init tpm", record.display())), "{said}");
+    fs::remove_file(record).unwrap();
+    desk.done(&["device", "init", "tpm"]);
+    desk.done(&["key", "generate", "--device", "tpm"]);
 }
 
 #[test]

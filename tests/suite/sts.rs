@@ -109,6 +109,15 @@ async fn an_expired_foreign_or_revoked_subject_token_is_exchanged_for_nothing() 
     let kept = subject::find(&state, &first).unwrap().unwrap();
     assert!(kept.expires <= now() + 600, "but not for long");
     assert_eq!(subject::find(&state, "expired").unwrap(), None, "what has expired is cleared away");
+    let records = || fs::read_dir(state.subjects()).unwrap().map(|entry| entry.unwrap().path());
+    let known: Vec<_> = records().collect();
+    subject_token(&daemon);
+    let record = records().find(|path| !known.contains(path)).unwrap();
+    fs::write(&record, "damaged").unwrap();
+    let damaged = fs::read_to_string(daemon.folder().join("subject")).unwrap();
+    refused(&exchange(address, &damaged, &[]), "invalid_request");
+    daemon.wait_for_log(&format!("can't be read error={}", record.display()));
+    assert_eq!(exchange(address, &subject_token(&daemon), &[]).status, 200, "it is made anew all the same");
     daemon.signetctl(&["subject-token", "--user", &mine.to_string(), "--revoke"]);
     for gone in [&first, &renewed] {
         refused(&exchange(address, gone, &[]), "invalid_request");

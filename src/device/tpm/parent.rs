@@ -26,11 +26,16 @@ pub fn init(tpm: &TpmConfig) -> Result<TpmParent, DeviceError> {
             "the key at {PARENT:#x} can't be the parent of Signet's keys: {why}. Free that handle with `tpm2_evictcontrol -c {PARENT:#x}` if nothing else uses the key"
         ))
     })?;
-    let parent = TpmParent { handle: PARENT, name: name(&mut context, object)? };
+    recorded(&mut context, tpm, object)
+}
+
+/// What pins a storage key that is, or is to be, at the parent's handle.
+fn recorded(context: &mut Context, tpm: &TpmConfig, object: ObjectHandle) -> Result<TpmParent, DeviceError> {
+    let parent = TpmParent { handle: PARENT, name: name(context, object)? };
     match &tpm.parent {
-        Some(recorded) if *recorded != parent => Err(DeviceError::Permanent(format!(
-            "the storage key at {PARENT:#x} is not the one that was recorded: this is another TPM, or it was cleared"
-        ))),
+        Some(recorded) if *recorded != parent => Err(DeviceError::Permanent(
+            "its storage key is not the one that was recorded: this is another TPM, or it was cleared".to_owned(),
+        )),
         _ => Ok(parent),
     }
 }
@@ -46,7 +51,10 @@ fn make_parent(context: &mut Context, tpm: &TpmConfig) -> Result<ObjectHandle, D
         })
         .map_err(|error| owner_error("making the storage key", error))?;
     let object = ObjectHandle::from(primary.key_handle);
-    evict(context, session, object, PARENT)
+    // Of another TPM than the recorded one nothing is changed.
+    let kept = recorded(context, tpm, object).and_then(|_parent| evict(context, session, object, PARENT));
+    let _ = context.flush_context(object);
+    kept
 }
 
 /// Makes an object persistent at a handle, or deletes the persistent object there. Needs [`authorise_owner`] before.

@@ -5,12 +5,14 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::fcntl::Flock;
 use serde::Serialize;
 
 use super::end::{End, Mended};
 use super::journal::Journal;
+use super::timestamp;
 use crate::audit::{Head, LONGEST_LINE, Rotation};
 use crate::file;
 
@@ -99,9 +101,16 @@ impl OpenError {
 /// What is written where the log ends before the record that was written last: what is between is elsewhere, or lost.
 #[derive(Serialize)]
 struct Gap {
+    time: String,
     event: &'static str,
     /// The number of the last record that is here.
     found: u64,
+}
+
+impl Gap {
+    fn after(found: u64) -> Self {
+        Self { time: timestamp(SystemTime::now()), event: "gap", found }
+    }
 }
 
 /// What is written behind a record that says OK, of an answer that whoever asked never got: the record came too late for it.
@@ -130,7 +139,7 @@ impl LogFile {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let (noted, note) = open_note(path).map_err(io)?;
         let is_behind = |note: &Head| note.seq > found.seq || (note.seq == found.seq && note.hash != found.hash);
-        let gap = note.as_ref().is_some_and(is_behind).then_some(Gap { event: "gap", found: found.seq });
+        let gap = note.as_ref().is_some_and(is_behind).then(|| Gap::after(found.seq));
         let head = note.filter(|_| gap.is_some()).unwrap_or(found);
         let inode = inode(&file.metadata().map_err(io)?);
         let (path, length, written) = (path.to_owned(), end.length, head.seq);
@@ -268,7 +277,7 @@ impl LogFile {
         if is_removed {
             let found = last_of_old(&self.path).map_or(0, |head| head.seq);
             tracing::error!(path = %self.path.display(), found, written = self.written, "the audit log was removed while it was written; the chain goes on");
-            self.add(&Gap { event: "gap", found })?;
+            self.add(&Gap::after(found))?;
         }
         Ok(0)
     }
