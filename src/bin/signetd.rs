@@ -20,7 +20,11 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Signs for local applications with keys that never leave their TPM or PKCS#11 token.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(
+    version,
+    about,
+    after_help = "Examples:\n  signetd --config ~/signet/signet.toml\n  signetd --log debug --log-format json"
+)]
 struct Arguments {
     /// The configuration file
     #[arg(long, env = "SIGNET_CONFIG", default_value = "/etc/signet/signet.toml", value_name = "FILE")]

@@ -37,7 +37,7 @@ Examples:
         #[arg(long)]
         from_start: bool,
         /// Demand a record with this hash, which an earlier verify told
-        #[arg(long, value_name = "HASH")]
+        #[arg(long, value_name = "HASH", value_parser = hash)]
         expect: Option<String>,
         /// The certificate of a key that signs checkpoints, more than once for several; by default all keys of the
         /// keyring with which no rule allows sign-digest
@@ -71,6 +71,11 @@ pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure>
         }
         AuditCommand::Tail { files, records, failed } => tail(&given_or_whole(files, global)?, records, failed, global),
     }
+}
+
+fn hash(text: &str) -> Result<String, String> {
+    let is_hash = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_hash.then(|| text.to_ascii_lowercase()).ok_or_else(|| "a hash is 64 hexadecimal digits".to_owned())
 }
 
 fn given_or_whole(files: Vec<PathBuf>, global: &Global) -> Result<Vec<PathBuf>, Failure> {

@@ -97,7 +97,8 @@ pub(crate) fn explained(status: &Status, socket: &Path) -> Failure {
             let hint = match field.map_or("", |violation| violation.field.as_str()) {
                 "lifetime" => "--lifetime 1h, or less",
                 "account" => "--account EMAIL",
-                _ => "--help shows what this command takes",
+                "payload" => "signetctl sign-jwt signs claims; a blob is at most 1 MiB, and nothing that could be taken for a JWT",
+                _ => "another request: the message says what can't be served",
             };
             (Exit::Usage, hint.to_owned())
         }

@@ -38,6 +38,9 @@ pub(crate) enum DeviceCommand {
     Init {
         /// The device's name in the configuration
         name: KeyId,
+        /// For `signetctl init`, which takes its configuration back where this fails
+        #[arg(long, hide = true)]
+        anew: bool,
     },
     /// List the configured devices
     #[command(after_help = "Example:\n  signetctl device list")]
@@ -64,7 +67,7 @@ pub(crate) enum DeviceCommand {
 pub(crate) fn run(command: DeviceCommand, global: &Global) -> Result<(), Failure> {
     let config = global.load()?;
     match command {
-        DeviceCommand::Init { name } => init(global, &config, &name),
+        DeviceCommand::Init { name, anew } => init(global, &config, &name, anew),
         DeviceCommand::List => list(global, &config),
         DeviceCommand::Show { name } => show(global, &config, &name),
         DeviceCommand::Unlatch { name, force } => unlatch(global, &config, &name, force),
@@ -79,41 +82,54 @@ pub(crate) fn open(
     persistent: Option<bool>,
 ) -> Result<OpenDevice, Failure> {
     let device = prepare(global, config, name)?;
-    OpenDevice::open(global, device, persistent)?.map_err(|error| unusable(error, device, config))
+    OpenDevice::open(global, device, persistent)?.map_err(|error| unusable(error, device, config, false))
 }
 
-/// What an error of a device means, where it could not be opened.
-fn unusable(error: DeviceError, device: &DeviceConfig, config: &Config) -> Failure {
-    let (name, file) = (&device.name, config.path.display());
+/// What an error of a device means, where it could not be opened. `anew`: for `init`, see [`mend`].
+fn unusable(error: DeviceError, device: &DeviceConfig, config: &Config, anew: bool) -> Failure {
+    let (name, mend) = (&device.name, mend(device, config, anew));
     match (error, &device.kind) {
         (error @ DeviceError::Away(_), DeviceKind::Tpm(tpm)) => {
-            let remedy = if tpm.tcti.starts_with("device") {
-                "be in the group that may use it (ls -l /dev/tpm*; usermod -a -G tss USER)"
-            } else {
-                "start it"
+            let remedy = match tpm.tcti.split_once(':') {
+                Some(("device", path)) if !Path::new(path).exists() => {
+                    "ls /dev/tpm* shows the TPMs of this machine; where it has none, switch it on in the firmware's setup"
+                }
+                _ if tpm.tcti.starts_with("device") => {
+                    "be in the group that may use it (ls -l /dev/tpm*; usermod -a -G tss USER)"
+                }
+                _ => "start it",
             };
-            explained(error, name).hint(format!("{remedy}, or correct tcti of {name} in {file}"))
+            explained(error, name).hint(format!("{remedy}; or {mend}"))
+        }
+        (error @ DeviceError::Misconfigured(_), _) => {
+            explained(error, name).hint(format!("{mend}, or the file or token that it names"))
         }
         // Before any key is looked for, it is the storage key that is missing or another one.
         (error @ DeviceError::Permanent(_), DeviceKind::Tpm(_)) => explained(error, name).hint(format!(
             "put the old TPM back; or, where it was replaced or cleared on purpose and its keys are lost: rm {}; signetctl device init {name}; reload signetd; signetctl key generate --device {name}",
             config.state_dir.parent(name).display()
         )),
-        (error @ DeviceError::Misconfigured(_), _) => explained(error, name)
-            .hint(format!("correct the [[device]] {name} in {file}, or the file or token that it names")),
         (other, _) => explained(other, name),
     }
 }
 
 /// The same, where it could not be made ready: what is misconfigured is bad input then.
-fn not_made(error: DeviceError, device: &DeviceConfig, config: &Config) -> Failure {
+fn not_made(error: DeviceError, device: &DeviceConfig, config: &Config, anew: bool) -> Failure {
+    let mend = mend(device, config, anew);
     match error {
-        DeviceError::Misconfigured(what) => Failure::usage(what).hint(format!(
-            "correct the [[device]] {0} in {1}; what is initialised already needs no init: signetctl device show {0}",
-            device.name,
-            config.path.display()
-        )),
-        other => unusable(other, device, config),
+        DeviceError::Misconfigured(what) if anew => Failure::usage(what).hint(mend),
+        DeviceError::Misconfigured(what) => Failure::usage(what)
+            .hint(format!("{mend}; what is initialised already needs no init: signetctl device show {}", device.name)),
+        other => unusable(other, device, config, anew),
+    }
+}
+
+/// How a device is configured otherwise. `anew`: by `init`, which takes back the configuration that it has written.
+fn mend(device: &DeviceConfig, config: &Config, anew: bool) -> String {
+    match device.kind {
+        DeviceKind::Pkcs11(_) if anew => "signetctl init again, with another --token or --pkcs11".to_owned(),
+        DeviceKind::Tpm(_) if anew => "signetctl init again, with another --tpm".to_owned(),
+        _ => format!("correct the [[device]] {} in {}", device.name, config.path.display()),
     }
 }
 
@@ -136,7 +152,7 @@ fn find<'a>(config: &'a Config, name: &KeyId) -> Result<&'a DeviceConfig, Failur
 }
 
 /// Initialises the device of a name.
-pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
+fn init(global: &Global, config: &Config, name: &KeyId, anew: bool) -> Result<(), Failure> {
     let device = prepare(global, config, name)?;
     let _lock = super::key::lock(global, config)?;
     match &device.kind {
@@ -148,7 +164,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
                 Pin::read(&path)
             };
             let initialised = initialise(global, device, format!("Initialising the token of {name}"), so_pin)
-                .and_then(|answer| answer.map_err(|error| not_made(error, device, config)));
+                .and_then(|answer| answer.map_err(|error| not_made(error, device, config, anew)));
             initialised.map_err(|failure| match so_pin_file.exists() {
                 true => failure
                     .aftermath(format!("the token may have the security officer's PIN in {}", so_pin_file.display())),
@@ -165,7 +181,7 @@ pub(crate) fn init(global: &Global, config: &Config, name: &KeyId) -> Result<(),
             let path = config.state_dir.parent(name);
             let no_pin = || Err(DeviceError::Misconfigured("a TPM has no security officer".to_owned()));
             let parent = initialise(global, device, format!("Making the parent key in {name}"), no_pin)?;
-            let parent = parent.map_err(|error| not_made(error, device, config))?;
+            let parent = parent.map_err(|error| not_made(error, device, config, anew))?;
             let parent = parent.ok_or_else(|| Failure::new("the TPM told no parent key"))?;
             let written = serde_json::to_vec_pretty(&parent).map_err(io::Error::from).and_then(|json| {
                 file::private_folder(path.parent().unwrap_or(&config.state_dir))?;

@@ -25,7 +25,7 @@ Examples:
   eval \"$(signetctl env)\"
   signetctl env --shell fish | source
   signetctl env --shell systemd > /etc/systemd/system/app.service.d/signet.conf
-  eval \"$(signetctl env --external-account ~/signet.json --subject-token /run/signet-clients/app)\"")]
+  eval \"$(signetctl env --external-account ~/signet.json --subject-token /run/signet-subjects/app/token)\"")]
 pub(crate) struct Options {
     /// What is to read the lines
     #[arg(long, value_enum, default_value_t, value_name = "SHELL")]
@@ -48,6 +48,7 @@ pub(crate) struct Options {
 enum Shell {
     /// bash, and every other shell that knows export
     #[default]
+    #[value(aliases = ["sh", "dash", "ksh", "zsh"])]
     Bash,
     /// fish
     Fish,
@@ -237,6 +238,13 @@ mod tests {
         assert_eq!(spared(&[("ALL_PROXY", "http://p"), ("no_proxy", "a,b")]).unwrap(), "a,b,127.0.0.1");
         for list in ["*", "a, 127.0.0.1"] {
             assert_eq!(spared(&[("HTTP_PROXY", "http://p"), ("NO_PROXY", list)]), None, "{list}");
+        }
+    }
+
+    #[test]
+    fn shells_like_bash_are_known_by_their_names() {
+        for name in ["bash", "sh", "zsh"] {
+            assert!(matches!(Shell::from_str(name, false), Ok(Shell::Bash)), "{name}");
         }
     }
 

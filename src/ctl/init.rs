@@ -1,5 +1,7 @@
 //! `signetctl init`: a configuration, a PIN, and a device that is ready for its first key.
 
+mod made;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,11 +11,11 @@ use clap::Args;
 use nix::unistd::{Group, User, getuid};
 use serde_json::json;
 
+use self::made::Made;
 use super::Global;
 use super::device;
 use super::failure::{Exit, Failure};
 use crate::access::AccountEmail;
-use crate::file::{self, StateDir};
 
 /// First set-up: write a configuration and a random PIN, and initialise the device
 ///
@@ -31,13 +33,14 @@ pub(crate) struct Options {
     /// The PKCS#11 module, an absolute path; by default SoftHSM's, where it is installed
     #[arg(long, value_name = "MODULE", conflicts_with = "tpm")]
     pkcs11: Option<PathBuf>,
-    /// A TPM 2.0 instead, by its TCTI: device:/dev/tpmrm0, or swtpm:...
+    /// A TPM 2.0 instead, by its TCTI: device (the only one), device:/dev/tpmrm0, tabrmd, or a simulator by
+    /// swtpm:host=HOST,port=PORT or mssim:host=HOST,port=PORT
     #[arg(long, value_name = "TCTI")]
     tpm: Option<String>,
     /// The label of the PKCS#11 token to make
     #[arg(long, value_name = "LABEL", default_value = "signet", conflicts_with = "tpm")]
     token: String,
-    /// The service account to sign for
+    /// The service account to sign for; without it, add an [[account]] to the configuration yourself
     #[arg(long, value_name = "EMAIL")]
     account: Option<AccountEmail>,
     /// The account's project; by default the one in its email
@@ -59,49 +62,46 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
             .hint("signetctl config check; or another place with --config"));
     }
     let folder = config.parent().unwrap_or(Path::new("/"));
-    let allow_user = options.allow_user.as_deref().map(known_user).transpose()?;
+    let allow_user = options.allow_user.as_deref();
+    allow_user.map_or(Ok(()), known_user)?;
     let device = Device::choose(&options, folder)?;
-    make_folder(folder)?;
     let pin_file = folder.join(device.pin_file());
-    let (mut made, mut made_folders) = (Vec::new(), Vec::new());
-    let written = (|| {
-        if device::secret_file(&pin_file)? {
-            made.push(pin_file.clone());
-        }
-        if let Some((path, contents)) = device.softhsm_configuration(folder) {
-            make_folder(&folder.join(SOFTHSM_TOKENS))?;
-            if write_new(&path, &contents)? {
-                made.push(path);
-            }
-        }
-        let (state_dir, socket) = layout(folder);
-        // The system's folder for sockets is systemd's to make.
-        for place in std::iter::once(state_dir).chain(Path::new(socket).is_relative().then_some(SOCKET_FOLDER)) {
-            let place = folder.join(place);
-            let new = !place.exists();
-            make_folder(&place)?;
-            made_folders.extend(new.then_some(place));
-        }
-        let text = configuration(&options, &device, folder, allow_user.as_deref());
-        write_new(&config, &text)?;
-        made.push(config.clone());
-        initialise(global, &config, device.name())
-    })();
-    if let Err(failure) = written {
+    let mut made = Made::default();
+    if let Err(failure) = set_up(&options, global, &device, &config, &mut made) {
         // A half set-up would keep the next try from starting. But a token that was begun has its PINs.
-        if !device::so_pin_file(&pin_file, device.name()).exists() {
-            remove(made, made_folders);
-        }
-        return Err(failure);
+        let so_pin_file = device::so_pin_file(&pin_file, device.name());
+        return Err(failure.aftermath(match so_pin_file.exists() {
+            true => format!("what was written stays, with the security officer's PIN in {}", so_pin_file.display()),
+            false => made.take_back(),
+        }));
     }
     let json = json!({ "config": config, "pin_file": pin_file, "device": device.name() });
     global.show(&json, config.display())?;
     global.note(format!("\nThe PIN stands in {}, with mode 0600.", pin_file.display()));
-    tell_what_is_next(global, options.account.as_ref(), allow_user.as_deref(), device.name());
-    if let Some(user) = allow_user.as_deref().filter(|user| is_another(user)) {
+    tell_what_is_next(global, options.account.as_ref(), allow_user, device.name());
+    if let Some(user) = allow_user.filter(|user| is_another(user)) {
         global.note(way_in(user, folder, &config));
     }
     Ok(())
+}
+
+/// Writes everything and initialises the device.
+fn set_up(options: &Options, global: &Global, device: &Device, config: &Path, made: &mut Made) -> Result<(), Failure> {
+    let folder = config.parent().unwrap_or(Path::new("/"));
+    made.folder(folder)?;
+    made.secret(&folder.join(device.pin_file()))?;
+    if let Some((path, contents)) = device.softhsm_configuration(folder) {
+        made.folder(&folder.join(SOFTHSM_TOKENS))?;
+        made.file(&path, &contents)?;
+    }
+    let (state_dir, socket) = layout(folder);
+    made.folder(&folder.join(state_dir))?;
+    // The system's folder for sockets is systemd's to make.
+    if Path::new(socket).is_relative() {
+        made.folder(&folder.join(SOCKET_FOLDER))?;
+    }
+    made.file(config, &configuration(options, device, folder))?;
+    initialise(global, config, device.name())
 }
 
 fn tell_what_is_next(global: &Global, account: Option<&AccountEmail>, allow_user: Option<&str>, device: &str) {
@@ -145,23 +145,11 @@ fn way_in(user: &str, folder: &Path, config: &Path) -> String {
     )
 }
 
-/// Takes back what was written, and the folders that were made for this.
-fn remove(made: Vec<PathBuf>, made_folders: Vec<PathBuf>) {
-    for path in made {
-        let _ = fs::remove_file(path);
-    }
-    for folder in made_folders {
-        let _ = fs::remove_file(StateDir::new(folder.clone()).lock());
-        // Not what is not empty: that is somebody's.
-        let _ = fs::remove_dir(folder);
-    }
-}
-
 /// Runs `signetctl device init` on what was written: a process of its own can have the environment of the device's module.
 fn initialise(global: &Global, config: &Path, device: &str) -> Result<(), Failure> {
     let program = env::current_exe().map_err(Failure::new)?;
     let mut command = process::Command::new(program);
-    command.arg("--config").arg(config).args(["device", "init", device]).stdout(process::Stdio::null());
+    command.arg("--config").arg(config).args(["device", "init", "--anew", device]).stdout(process::Stdio::null());
     if global.quiet {
         command.arg("--quiet");
     }
@@ -172,7 +160,7 @@ fn initialise(global: &Global, config: &Path, device: &str) -> Result<(), Failur
         Some(4) => Exit::Unavailable,
         _ => Exit::Failed,
     };
-    Err(Failure::with(exit, format!("the device {device} could not be initialised; what was written is removed again")))
+    Err(Failure::with(exit, format!("the device {device} could not be initialised")))
 }
 
 /// What to set up.
@@ -270,7 +258,7 @@ fn token_folder(configuration: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(folder.trim())).filter(|folder| folder.is_absolute())
 }
 
-fn configuration(options: &Options, device: &Device, folder: &Path, allow_user: Option<&str>) -> String {
+fn configuration(options: &Options, device: &Device, folder: &Path) -> String {
     let (state_dir, socket) = layout(folder);
     let device = device.toml(&options.token);
     let account = match &options.account {
@@ -283,10 +271,10 @@ fn configuration(options: &Options, device: &Device, folder: &Path, allow_user: 
         None => "# [[account]]\n# email = \"app@project.iam.gserviceaccount.com\"\n# project_id = \"project\"\n# default = true\n".to_owned(),
     };
     let email = options.account.as_ref().map_or("app@project.iam.gserviceaccount.com", AccountEmail::as_str);
-    let rule = match allow_user {
+    let rule = match &options.allow_user {
         Some(user) => format!(
             "[[allow]]\nusers = [{}]\naccounts = [\"{email}\"]\noperations = [\"mint-access-token\", \"mint-id-token\"]\n",
-            quoted(&user)
+            quoted(user)
         ),
         None => format!(
             "# [[allow]]\n# users = [\"app\"]    # or groups = [\"{CLIENTS}\"]\n# accounts = [\"{email}\"]\n# operations = [\"mint-access-token\", \"mint-id-token\"]    # also sign-jwt, sign-blob, sign-digest\n# audiences = [\"https://pubsub.googleapis.com/\"]    # which audiences; * stands for anything\n# max_lifetime = \"1h\"\n"
@@ -315,24 +303,12 @@ fn quoted(text: &dyn ToString) -> String {
     serde_json::Value::String(text.to_string()).to_string()
 }
 
-fn known_user(name: &str) -> Result<String, Failure> {
+fn known_user(name: &str) -> Result<(), Failure> {
     match User::from_name(name) {
-        Ok(Some(_)) => Ok(name.to_owned()),
-        _ if name.parse::<u32>().is_ok() => Ok(name.to_owned()),
+        Ok(Some(_)) => Ok(()),
+        _ if name.parse::<u32>().is_ok() => Ok(()),
         _ => Err(Failure::usage(format!("there is no user {name:?}")).hint("a name from getent passwd, or a number")),
     }
-}
-
-fn make_folder(path: &Path) -> Result<(), Failure> {
-    file::private_folder(path).map_err(|error| {
-        Failure::new(format!("{}: {error}", path.display())).hint("run it with sudo; or another place with --config")
-    })
-}
-
-/// Writes a new file of mode 0600; false where there is one already.
-fn write_new(path: &Path, contents: &str) -> Result<bool, Failure> {
-    file::create_new(path, contents.as_bytes())
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())).hint("check the space on its disk"))
 }
 
 /// Of a socket next to the configuration: signetd may write there, and must not where its configuration is.

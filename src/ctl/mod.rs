@@ -172,7 +172,7 @@ pub(crate) struct Global {
     /// Print the result and errors, nothing else
     #[arg(long, short, global = true, help_heading = "Global options")]
     quiet: bool,
-    /// When to use colours
+    /// When to use colours: auto, always or never
     #[arg(
         long,
         global = true,
@@ -189,11 +189,13 @@ pub(crate) struct Global {
 enum Command {
     Init(init::Options),
     /// Set up and look at devices
+    #[command(after_help = "Example:\n  signetctl device show hsm")]
     Device {
         #[command(subcommand)]
         command: device::DeviceCommand,
     },
     /// Make, import and manage keys
+    #[command(after_help = "Example:\n  signetctl key generate --device hsm")]
     Key {
         #[command(subcommand)]
         command: key::KeyCommand,
@@ -214,16 +216,19 @@ enum Command {
     Env(env::Options),
     SubjectToken(subject_token::Options),
     /// Check the configuration
+    #[command(after_help = "Example:\n  signetctl config check")]
     Config {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
     /// Explain what the rules allow
+    #[command(after_help = "Example:\n  signetctl policy explain --user app --account EMAIL --operation sign-jwt")]
     Policy {
         #[command(subcommand)]
         command: policy::PolicyCommand,
     },
     /// Check and read the audit log
+    #[command(after_help = "Examples:\n  signetctl audit verify\n  signetctl audit tail --failed")]
     Audit {
         #[command(subcommand)]
         command: audit::AuditCommand,
@@ -238,7 +243,7 @@ enum Command {
     /// Write the manual pages into a folder
     #[command(after_help = "Example:\n  signetctl man /usr/local/share/man/man1")]
     Man {
-        /// The folder; it must exist
+        /// The folder; it is made where it is not there
         directory: PathBuf,
     },
 }

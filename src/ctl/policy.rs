@@ -11,7 +11,7 @@ use serde_json::json;
 use super::failure::{Exit, Failure};
 use super::sign::lifetime;
 use super::{Global, read, status, table};
-use crate::access::{AccountEmail, Caller, Executable, Operation, Permit, Request};
+use crate::access::{AccountEmail, Caller, Condition, Executable, Operation, Permit, Request, Rule};
 use crate::jwt::claims::{Claims, InvalidClaims};
 use crate::jwt::jws::{Shape, shape};
 use crate::jwt::{Header, Target, UnsignedJwt};
@@ -77,7 +77,11 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
     let request = asked.request(&options, now);
 
     let verdicts = config.policy.explain(&caller, &request);
-    let told: Vec<_> = verdicts.iter().map(|verdict| verdict.as_ref().err().map(ToString::to_string)).collect();
+    let told: Vec<_> = verdicts
+        .iter()
+        .zip(config.policy.rules())
+        .map(|(verdict, rule)| verdict.as_ref().err().map(|condition| unmet(*condition, rule, &request)))
+        .collect();
     let lines = told.iter().enumerate().map(|(index, condition)| {
         vec![format!("rule {}", index + 1), condition.clone().unwrap_or_else(|| "matches".to_owned())]
     });
@@ -110,6 +114,18 @@ pub(crate) fn run(command: PolicyCommand, global: &Global) -> Result<(), Failure
         Some(_) => failure.hint("another request"),
         None => failure.hint(format!("a rule in {} that allows all of it by itself", config.path.display())),
     })
+}
+
+/// A condition that does not hold, with the values that it is about.
+fn unmet(condition: Condition, rule: &Rule, request: &Request<'_>) -> String {
+    let (asked, globs) = match condition {
+        Condition::Audiences => (&request.audiences, &rule.audiences),
+        Condition::Scopes => (&request.scopes, &rule.scopes),
+        other => return other.to_string(),
+    };
+    let globs = globs.as_deref().unwrap_or_default();
+    let stray: Vec<_> = asked.iter().filter(|text| !globs.iter().any(|glob| glob.matches(text))).collect();
+    format!("{condition}: {} against {}", json!(stray), json!(globs))
 }
 
 /// What is asked for, read as the daemon reads it.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use reqwest::Url;
 use serde_json::json;
 
 use super::failure::Failure;
@@ -30,7 +31,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "EMAIL")]
     account: Option<AccountEmail>,
     /// Where the folder will be found on the web: what the discovery document says
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = web_address)]
     url: Option<String>,
 }
 
@@ -66,6 +67,16 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
 /// The configuration; whoever may not read it names an account instead.
 fn configured(global: &Global) -> Result<Config, Failure> {
     global.load().map_err(|failure| if global.is_private() { failure.hint("--account EMAIL") } else { failure })
+}
+
+/// An address of the web, as it was written.
+fn web_address(text: &str) -> Result<String, String> {
+    match Url::parse(text) {
+        Ok(url) if ["https", "http"].contains(&url.scheme()) && url.query().or(url.fragment()).is_none() => {
+            Ok(text.to_owned())
+        }
+        _ => Err("write https://HOST or https://HOST/PATH".to_owned()),
+    }
 }
 
 /// The discovery document of an account: the `iss` of its JWTs is its email.

@@ -19,8 +19,9 @@ pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
 pub(crate) fn man(directory: &Path, global: &Global) -> Result<(), Failure> {
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
-    write_pages(&command, directory)
-        .map_err(|error| Failure::new(format!("{}: {error}", directory.display())).hint("name a folder that exists"))?;
+    fs::create_dir_all(directory).and_then(|()| write_pages(&command, directory)).map_err(|error| {
+        Failure::new(format!("{}: {error}", directory.display())).hint("a folder that you can write; or with sudo")
+    })?;
     global.note(format!("Written to {}: man -l {}/signetctl.1", directory.display(), directory.display()));
     Ok(())
 }

@@ -94,7 +94,7 @@ pub(crate) struct IdTokenOptions {
 
 #[derive(Args, Debug)]
 struct MintCommon {
-    /// How long it is to live: seconds, or a number with s, m or h; at most 1h
+    /// How long it is to live: seconds, or a number with s, m or h; at most 1h. By default 1h, or the rule's max_lifetime
     #[arg(long, value_parser = lifetime)]
     lifetime: Option<Duration>,
     /// The account; by default the default one

@@ -6,13 +6,12 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use nix::unistd::{Gid, Uid, User, geteuid, getgroups, setegid, seteuid, setgroups};
 use serde_json::json;
 
 use super::failure::Failure;
-use super::{Global, date, key};
-use crate::config::span_of_time;
+use super::{Global, date, key, sign};
 use crate::file::{self, StateDir};
 use crate::subject::{self, Subject};
 use crate::trust;
@@ -24,22 +23,22 @@ use crate::trust;
 /// processes alone, and allows nothing: the rules do. Run it again, by a timer, before the token expires: the file is replaced
 /// as a whole, and the token in it before is good for ten minutes more.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(group = ArgGroup::new("done").required(true).args(["out", "revoke"]), after_help = "\
 Examples:
-  signetctl subject-token --user app --out /run/app/signet-subject
+  signetctl subject-token --user app --out /run/signet-subjects/app/token
   signetctl subject-token --user app --revoke")]
 pub(crate) struct Options {
     /// Whose it is, by name or number
     #[arg(long, value_name = "USER")]
     user: String,
     /// The file, in a folder that the user can write
-    #[arg(long, value_name = "FILE", required_unless_present = "revoke")]
+    #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// How long it is good for: at most 30 days
+    /// How long it is good for: seconds, or a number with s, m, h or d; at most 30d
     #[arg(long, value_parser = lifetime, value_name = "SPAN", default_value = "1d")]
     lifetime: Duration,
     /// Revoke every subject token of the user instead
-    #[arg(long, conflicts_with_all = ["out", "lifetime"])]
+    #[arg(long, conflicts_with = "lifetime")]
     revoke: bool,
 }
 
@@ -63,17 +62,19 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
         return global
             .show(&json!({ "revoked": removed }), format!("Revoked {removed} subject tokens of {}.", options.user));
     };
-    let before = user.acting(|| existing(&out))??;
+    let place = format!(
+        "it is read and written as {0}: a file in a folder that {0} can write, such as /run/user/{1}",
+        options.user, user.uid
+    );
+    let before = user.acting(|| existing(&out))?.map_err(|failure| failure.or_hint(&place))?;
     let mut random = [0; 32];
     aws_lc_rs::rand::fill(&mut random).map_err(|_unspecified| Failure::new("this machine gives no random bytes"))?;
     let (token, expires) = (subject::text(&random), now + options.lifetime);
     let new = Subject { uid: user.uid.as_raw(), expires: seconds(expires) };
     state.acting(|| subject::record(&config.state_dir, &token, &new))?.map_err(failed)?;
     // Without a final newline: most libraries would send it along.
-    user.acting(|| file::replace(&out, token.as_bytes()))?.map_err(|error| {
-        Failure::new(format!("{}: {error}", out.display()))
-            .hint(format!("a file in a folder that {} can write, such as /run/user/{}", options.user, user.uid))
-    })?;
+    user.acting(|| file::replace(&out, token.as_bytes()))?
+        .map_err(|error| Failure::new(format!("{}: {error}", out.display())).hint(&place))?;
     if let Some(before) = before {
         state.acting(|| let_go(&config.state_dir, &before, now))?.map_err(failed)?;
     }
@@ -171,9 +172,8 @@ impl Owner {
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
-    span_of_time(text)
-        .filter(|span| *span <= LONGEST_LIFETIME)
-        .ok_or_else(|| "write 12h, 7d or the like, at most 30d".to_owned())
+    let span = sign::lifetime(text).ok().filter(|span| *span <= LONGEST_LIFETIME && !span.is_zero());
+    span.ok_or_else(|| "write 12h, 7d or the like, at most 30d".to_owned())
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -67,12 +67,17 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
         issuer: options.issuer.as_deref(),
         leeway: Duration::from_secs(options.leeway),
     };
-    let verified = verify::verify(jwt.trim(), &keys, &expected, SystemTime::now()).map_err(|error| match error {
-        Unverified::Keys(what) => Failure::usage(format!("{}: {what}", options.certificates))
-            .hint("an x509 map or a JWKS, as signetctl certificates prints them"),
-        Unverified::Rejected(what) => {
-            Failure::with(Exit::Unverified, what).hint("a fresh JWT, and the keys of whoever is said to have signed it")
-        }
+    let verified = verify::verify(jwt.trim(), &keys, &expected, SystemTime::now()).map_err(|error| {
+        let hint = match &error {
+            Unverified::Keys(what) => {
+                return Failure::usage(format!("{}: {what}", options.certificates))
+                    .hint("an x509 map or a JWKS, as signetctl certificates prints them");
+            }
+            Unverified::NoJwt(_) => "the JWT alone and whole, as it was issued: three parts with dots between",
+            Unverified::Rejected(_) => "a fresh JWT, and the keys of whoever is said to have signed it",
+            Unverified::Unmeant(_) => "a JWT that was issued for this; or correct --audience and --issuer",
+        };
+        Failure::with(Exit::Unverified, &error).hint(hint)
     })?;
     let claims: &RawValue = serde_json::from_str(&verified.claims).map_err(Failure::new)?;
     let json = json!({ "kid": verified.kid, "algorithm": verified.algorithm, "claims": claims });

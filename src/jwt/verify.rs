@@ -38,9 +38,15 @@ pub enum Unverified {
     /// The keys to verify with can't be read: it says nothing of the JWT.
     #[error("the keys: {0}")]
     Keys(String),
+    /// It is no JWT.
+    #[error("{0}")]
+    NoJwt(String),
     /// The JWT is not to be believed.
     #[error("{0}")]
     Rejected(String),
+    /// The JWT is good, and meant for others or by others than was demanded.
+    #[error("{0}")]
+    Unmeant(String),
 }
 
 /// Verifies a JWT with the keys of a JWKS (RFC 7517) or of a map from kid to PEM certificate, whichever `keys` is.
@@ -50,8 +56,9 @@ pub enum Unverified {
 pub fn verify(jwt: &str, keys: &str, expected: &Expected<'_>, now: SystemTime) -> Result<Verified, Unverified> {
     let keys = serde_json::from_str(keys).map_err(|error| Unverified::Keys(format!("not JSON: {error}")))?;
     let rejected = |what: &str| Unverified::Rejected(what.to_owned());
-    let (message, signature) = jwt.rsplit_once('.').ok_or_else(|| rejected("it is no JWT: it has no three parts"))?;
-    let (header, payload) = message.split_once('.').ok_or_else(|| rejected("it is no JWT: it has no three parts"))?;
+    let no_jwt = || Unverified::NoJwt("it is no JWT: it has no three parts".to_owned());
+    let (message, signature) = jwt.rsplit_once('.').ok_or_else(no_jwt)?;
+    let (header, payload) = message.split_once('.').ok_or_else(no_jwt)?;
     let (_, header) = object("header", header)?;
     let (algorithm, kid) = signer(&header)?;
     let key = find(&keys, &kid, algorithm, expected.leeway, now)?;
@@ -67,10 +74,10 @@ pub fn verify(jwt: &str, keys: &str, expected: &Expected<'_>, now: SystemTime) -
 }
 
 fn object(name: &str, part: &str) -> Result<(String, json::Members), Unverified> {
-    let rejected = |what: &str| Unverified::Rejected(format!("{name}: {what}"));
-    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_malformed| rejected("not base64url"))?;
-    let text = String::from_utf8(bytes).map_err(|_malformed| rejected("not UTF-8"))?;
-    let members = json::object(&text).map_err(|what| rejected(&what))?;
+    let no_jwt = |what: &str| Unverified::NoJwt(format!("{name}: {what}"));
+    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_malformed| no_jwt("not base64url"))?;
+    let text = String::from_utf8(bytes).map_err(|_malformed| no_jwt("not UTF-8"))?;
+    let members = json::object(&text).map_err(|what| no_jwt(&what))?;
     Ok((text, members))
 }
 
@@ -189,14 +196,14 @@ fn check_parties(members: &json::Members, expected: &Expected<'_>) -> Result<(),
     if let Some(issuer) = expected.issuer
         && member(members, "iss").and_then(Value::as_str) != Some(issuer)
     {
-        return Err(Unverified::Rejected("iss: not the expected issuer".to_owned()));
+        return Err(Unverified::Unmeant("iss: not the expected issuer".to_owned()));
     }
     let named = |audience: &str| match member(members, "aud") {
         Some(Value::Array(audiences)) => audiences.iter().any(|one| one == audience),
         aud => aud.is_some_and(|one| one == audience),
     };
     if expected.audience.is_some_and(|audience| !named(audience)) {
-        return Err(Unverified::Rejected("aud: not for the expected audience".to_owned()));
+        return Err(Unverified::Unmeant("aud: not for the expected audience".to_owned()));
     }
     Ok(())
 }
@@ -298,7 +305,7 @@ mod tests {
 
     fn rejection(jwt: &str, keys: &str, expected: &Expected<'_>) -> String {
         match verify(jwt, keys, expected, now()) {
-            Err(Unverified::Rejected(what)) => what,
+            Err(Unverified::NoJwt(what) | Unverified::Rejected(what) | Unverified::Unmeant(what)) => what,
             other => panic!("{other:?}"),
         }
     }

@@ -320,7 +320,14 @@ fn unwritable() -> SignError {
 
 /// A text of the caller's as it may stand in a log: short, and without a control character.
 fn escaped(text: &str) -> String {
-    text.chars().take(254).flat_map(char::escape_debug).collect()
+    let mut escaped = String::new();
+    for character in text.chars().take(254) {
+        match character {
+            '\'' => escaped.push(character),
+            other => escaped.extend(other.escape_debug()),
+        }
+    }
+    escaped
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -361,6 +368,11 @@ mod tests {
         record.told(true);
         record.entry.as_mut().unwrap().operation = Some("sign-blob");
         record
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped_and_an_apostrophe_is_not() {
+        assert_eq!(escaped("the account's\n\u{1b}"), r"the account's\n\u{1b}");
     }
 
     #[test]

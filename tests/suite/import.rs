@@ -252,7 +252,9 @@ fn the_script_guards_the_file_and_never_shreds_after_a_failure() {
     fs::create_dir(&folder).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
     let exposed = desk.write("open/key.pem", &rsa());
+    let tss2 = desk.write("tss2.pem", b"-----BEGIN TSS2 PRIVATE KEY-----\n");
     for (file, words) in [
+        (tss2.to_str().unwrap(), "key import --device TPM"),
         (exposed.to_str().unwrap(), "others may write the folder"),
         (link.to_str().unwrap(), "symbolic link"),
         (open.to_str().unwrap(), "others may read or write"),

@@ -34,16 +34,16 @@ fn manual_pages_have_a_synopsis_each_and_signetd_has_one_too() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    printed(Command::new(env!("CARGO_BIN_EXE_signetctl")).arg("man").arg(folder.path()));
-    fs::write(folder.path().join("signetd.1"), printed(Command::new(env!("CARGO_BIN_EXE_signetd")).arg("man")))
-        .unwrap();
+    let folder = folder.path().join("man/man1");
+    printed(Command::new(env!("CARGO_BIN_EXE_signetctl")).arg("man").arg(&folder));
+    fs::write(folder.join("signetd.1"), printed(Command::new(env!("CARGO_BIN_EXE_signetd")).arg("man"))).unwrap();
     for (page, synopsis) in [
         ("signetctl", "signetctl [OPTIONS] <COMMAND>"),
         ("signetctl-key-generate", "signetctl key generate [OPTIONS] --device <NAME>"),
         ("signetctl-audit-verify", "signetctl audit verify [OPTIONS] [FILE]..."),
         ("signetd", "signetd [OPTIONS] [COMMAND]"),
     ] {
-        let text = fs::read_to_string(folder.path().join(format!("{page}.1"))).unwrap();
+        let text = fs::read_to_string(folder.join(format!("{page}.1"))).unwrap();
         let told = text.split_once(".SH SYNOPSIS\n.nf\n").unwrap().1.split_once("\n.fi\n").unwrap().0;
         assert_eq!(told.replace('\\', ""), synopsis);
     }
@@ -224,15 +224,28 @@ fn init_sets_up_a_token_that_a_key_can_be_made_in() {
 #[test]
 fn init_that_fails_leaves_nothing_that_keeps_the_next_from_starting() {
     let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("signet.toml");
-    let output = Command::new(env!("CARGO_BIN_EXE_signetctl"))
-        .arg("--config")
-        .arg(&config)
-        .args(["init", "--tpm", "swtpm:host=127.0.0.1,port=1", "--account", ACCOUNT])
-        .output()
-        .unwrap();
-    failed(&output, 4);
-    assert!(!config.exists());
+    let init = |folder: &str, tpm: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
+        command.arg("--config").arg(format!("{folder}/signet.toml")).args(["init", "--account", ACCOUNT]).args(tpm);
+        command.env_remove("SOFTHSM2_CONF").output().unwrap()
+    };
+    let new = folder.path().join("a/b");
+    for (tcti, exit, remedy) in [
+        ("swtpm:host=127.0.0.1,port=1", 4, "start it; or signetctl init again, with another --tpm"),
+        ("device:/dev/no-such-tpm", 4, "ls /dev/tpm* shows the TPMs of this machine"),
+        ("foo", 2, "signetctl init again, with another --tpm"),
+    ] {
+        let said = failed(&init(new.to_str().unwrap(), &["--tpm", tcti]), exit);
+        assert!(said.contains(remedy) && said.contains("what was written is removed again"), "{said}");
+        assert!(!said.contains("signet.toml"), "nothing can be corrected there: {said}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{tcti}");
+    }
+    // Others could swap the configuration in such a folder, so it is not read.
+    if SoftHsm::new().is_some() {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        failed(&init(folder.path().to_str().unwrap(), &[]), 2);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 }
 
 #[test]
@@ -247,6 +260,7 @@ fn a_key_lives_from_prepared_to_active_to_retired_to_deleted() {
     };
     assert_eq!(states(), [(first.clone(), KeyState::Active), (second.clone(), KeyState::Prepared)]);
 
+    desk.refused(&["key", "generate", "--device", "hsm", "--persistent"], 2, "always persistent");
     desk.refused(&["key", "retire", &first], 1, "only active key");
     desk.refused(&["key", "delete", &first, "--yes"], 1, "only active key");
     desk.done(&["key", "activate", "second"]);
@@ -320,6 +334,8 @@ fn explain_names_the_rule_and_sees_through_a_blob() {
     assert!(exit == 0 && told.contains("allowed by rule 1"), "{told}");
     let (exit, told) = mint("https://storage.googleapis.com/");
     assert!(exit == 3 && told.contains("an audience matches none of its audiences"), "{told}");
+    let told = mint("https://pubsub.googleapis.com").1;
+    assert!(told.contains(r#"["https://pubsub.googleapis.com"] against ["https://pubsub.googleapis.com/"]"#), "{told}");
 
     let blob = desk.write("blob", b"hello");
     let sign = |path: &std::path::Path| explain(&["--operation", "sign-blob", "--blob", path.to_str().unwrap()]);
@@ -654,19 +670,27 @@ fn what_the_daemon_signs_openssl_and_verify_believe() {
         assert!(claims.contains(ACCOUNT), "{claims}");
         let verify = |jwt: &str, audience: &str| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_signetctl"));
-            command
-                .args(["verify", "--certificates", path, "--audience", audience, jwt])
-                .output()
-                .unwrap()
-                .status
-                .code()
+            let output =
+                command.args(["verify", "--certificates", path, "--audience", audience, jwt]).output().unwrap();
+            failed(&output, 5)
         };
-        assert_eq!(verify(jwt.trim(), "https://you"), Some(5), "another audience");
-        let tampered = jwt.trim().replacen("ey", "eY", 2);
-        assert_eq!(verify(&tampered, "https://me"), Some(5), "a changed JWT");
+        let (cut, _) = jwt.trim().rsplit_once('.').unwrap();
+        let forged = format!("{cut}.{}", "A".repeat(342));
+        for (jwt, audience, remedy) in [
+            (jwt.trim(), "https://you", "correct --audience"),
+            (&jwt.trim().replacen("ey", "eY", 2), "https://me", "as it was issued"),
+            (cut, "https://me", "as it was issued"),
+            (&forged, "https://me", "a fresh JWT"),
+        ] {
+            let said = verify(jwt, audience);
+            assert!(said.contains(remedy), "{jwt}: {said}");
+        }
     }
 
     let blob = daemon.folder().join("blob");
+    fs::write(&blob, b"eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJ4In0").unwrap();
+    let disguised = signetctl(&daemon.config_file()).arg("sign-blob").arg(&blob).output().unwrap();
+    assert!(failed(&disguised, 2).contains("try: signetctl sign-jwt"));
     fs::write(&blob, b"hello\n").unwrap();
     let signature = daemon.folder().join("signature");
     let raw = Command::new(env!("CARGO_BIN_EXE_signetctl"))

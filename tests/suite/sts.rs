@@ -169,6 +169,10 @@ async fn a_subject_file_is_its_users_alone() {
     assert_eq!((metadata.mode() & 0o7777, metadata.uid()), (0o600, 65534));
     std::os::unix::fs::symlink(daemon.folder(), theirs.join("roots")).unwrap();
     assert!(refused("65534", &theirs.join("roots/another"), 1).contains("Permission denied"));
+    let private = daemon.folder().join("private");
+    fs::create_dir(&private).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(refused("65534", &private.join("subject"), 1).contains("it is read and written as 65534"));
 }
 
 #[tokio::test]
@@ -257,12 +261,13 @@ async fn doctor_tells_what_would_keep_a_client_away_and_what_mends_it() {
     let me = doctor(&config, &["--user", &uid().to_string()], &[]);
     assert!(me.starts_with("ok    "), "{me}");
     let stranger = doctor(&config, &["--user", "60123"], &[]);
-    assert!(stranger.contains("MEND  no rule lets 60123 use any account"), "{stranger}");
+    assert!(stranger.contains("MEND  no rule lets \"60123\" use any account"), "{stranger}");
     daemon.configure(
         &text.replace("https://www.googleapis.com/auth/*", "https://www.googleapis.com/auth/cloud-platform"),
     );
     let narrow = doctor(&config, &["--user", &uid().to_string()], &[]);
     assert!(narrow.contains("Cloud Storage's libraries") && narrow.contains("try: add to a rule's scopes"), "{narrow}");
+    assert!(!narrow.contains("auth/cloud-platform"), "what the rule has is not advised: {narrow}");
 }
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";

@@ -63,6 +63,20 @@ fn files_of_tpm2_openssl_are_adopted() {
 }
 
 #[test]
+fn options_of_tpm2_openssl_that_matter_are_told() {
+    let Some(swtpm) = with_openssl() else { return };
+    let bench = Bench::new(&swtpm, Some("secret"));
+    let made = |option: &str| {
+        let file = bench.path("key.pem");
+        openssl(&swtpm, &["genpkey", "-out", &file, "-algorithm", "RSA", "-pkeyopt", option]);
+        fs::read_to_string(&file).unwrap()
+    };
+    bench.adopts(&made("user-auth:secret"), Algorithm::Rs256, false);
+    let error = bench.refuses(&made("parent:0x81000001"));
+    assert!(matches!(&error, DeviceError::Unsupported(text) if text.contains("without -pkeyopt parent:")), "{error}");
+}
+
+#[test]
 fn tpm2_tools_sign_with_our_files() {
     let Some(swtpm) = SwTpm::start() else { return };
     let bench = Bench::new(&swtpm, Some("secret"));

@@ -100,7 +100,8 @@ pub(super) fn of_user(config: &Config, user: &str) -> Result<Vec<Finding>, Failu
     let rules = &config.policy;
     let known: Vec<_> = rules.accounts().iter().filter(|account| rules.knows(&caller, &account.email)).collect();
     if known.is_empty() {
-        let what = format!("no rule lets {user} use any account (rules by unit or executable are not looked at here)");
+        let what =
+            format!("no rule lets {user:?} use any account (rules by unit or executable are not looked at here)");
         let remedy = format!("add an [[allow]] with users = [\"{user}\"] to {}", config.path.display());
         return Ok(vec![Finding::bad(what, remedy)]);
     }
@@ -109,32 +110,27 @@ pub(super) fn of_user(config: &Config, user: &str) -> Result<Vec<Finding>, Failu
         rules.authorize(&caller, &target.request(email, None)).is_ok()
     };
     let of_account = |email: &AccountEmail| {
-        let denied: BTreeSet<_> =
-            SCOPES.iter().filter(|(scope, _)| !allowed(email, scope)).map(|(_, whose)| *whose).collect();
-        match denied.len() {
-            0 => Finding::good(format!(
-                "{user} gets access tokens of {email} for what Google's libraries ask by themselves"
-            )),
-            _ => Finding::bad(
-                format!(
-                    "{user} may use {email}, but {} would be denied",
-                    denied.into_iter().collect::<Vec<_>>().join(", ")
-                ),
-                remedy(rules, email),
-            ),
+        let denied: Vec<_> = SCOPES.iter().filter(|(scope, _)| !allowed(email, scope)).collect();
+        if denied.is_empty() {
+            let what = format!("{user} gets access tokens of {email} for what Google's libraries ask by themselves");
+            return Finding::good(what);
         }
+        let whose: BTreeSet<_> = denied.iter().map(|(_, whose)| *whose).collect();
+        let whose = whose.into_iter().collect::<Vec<_>>().join(", ");
+        let scopes: Vec<_> = denied.iter().map(|(scope, _)| format!("{scope:?}")).collect();
+        let what = format!("{user} may use {email}, but {whose} would be denied");
+        Finding::bad(what, remedy(rules, email, &scopes.join(", ")))
     };
     Ok(known.into_iter().map(|account| of_account(&account.email)).collect())
 }
 
-fn remedy(rules: &Policy, email: &AccountEmail) -> String {
+fn remedy(rules: &Policy, email: &AccountEmail, scopes: &str) -> String {
     let mints = rules
         .rules()
         .iter()
         .any(|rule| rule.accounts.contains(email) && rule.operations.contains(&Operation::MintAccessToken));
     let add = if mints { "add to a rule's scopes" } else { "allow mint-access-token, with the scopes" };
-    let scopes: Vec<_> = SCOPES.iter().map(|(scope, _)| format!("{scope:?}")).collect();
-    format!("{add} what they are to have of {}", scopes.join(", "))
+    format!("{add} what they are to have of {scopes}")
 }
 
 /// What unmodified clients ask for, and which.

@@ -31,6 +31,9 @@ pub(crate) struct GenerateOptions {
     /// The size of an RSA key: 2048, 3072 or 4096
     #[arg(long, default_value_t = 2048, value_parser = bits)]
     bits: u32,
+    /// The key's id; by default the JWK thumbprint of its public half
+    #[arg(long)]
+    kid: Option<KeyId>,
     #[command(flatten)]
     common: CommonOptions,
 }
@@ -43,9 +46,12 @@ pub(crate) struct ImportOptions {
     /// The account that it signs for; by default that of the JSON file, else the only or default one
     #[arg(long, value_name = "EMAIL")]
     account: Option<AccountEmail>,
-    /// What it signs with; by default RS256, or ES256 for an EC key
+    /// What it signs with: RS256, RS384, RS512, PS256 or ES256; by default RS256, or ES256 for an EC key
     #[arg(long)]
     algorithm: Option<Algorithm>,
+    /// The key's id; by default private_key_id of the JSON file, else the JWK thumbprint of its public half
+    #[arg(long)]
+    kid: Option<KeyId>,
     /// The file, or - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -56,9 +62,6 @@ pub(crate) struct ImportOptions {
 /// What generated and imported keys have in common.
 #[derive(Args, Debug)]
 struct CommonOptions {
-    /// The key's id; by default private_key_id of the JSON file, else the JWK thumbprint of its public half
-    #[arg(long)]
-    kid: Option<KeyId>,
     /// TPM: keep the key in a persistent handle; by default where the kernel's or tabrmd's resource manager is used
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     persistent: Option<bool>,
@@ -76,13 +79,14 @@ fn bits(text: &str) -> Result<u32, String> {
 pub(super) fn generate(options: GenerateOptions, global: &Global, config: &Config) -> Result<(), Failure> {
     let account = account(config, options.account)?;
     let new = NewKey { label: account.to_string(), algorithm: options.algorithm, bits: options.bits };
+    let device_config = prepare(global, config, &options.device, &options.common)?;
     let enrolment = Enrolment {
         global,
         config,
-        device: device::prepare(global, config, &options.device)?,
+        device: device_config,
         account,
         algorithm: Some(options.algorithm),
-        kid: options.common.kid,
+        kid: options.kid,
         certificate: options.common.certificate,
         uploaded: false,
     };
@@ -95,7 +99,7 @@ pub(super) fn generate(options: GenerateOptions, global: &Global, config: &Confi
 }
 
 pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -> Result<(), Failure> {
-    let device_config = device::prepare(global, config, &options.device)?;
+    let device_config = prepare(global, config, &options.device, &options.common)?;
     let imported = import::read(&options.file)?;
     if let (Some(given), Some(its)) = (&options.account, &imported.account)
         && given != its
@@ -112,7 +116,7 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
         account: account.clone(),
         algorithm: options.algorithm,
         uploaded: imported.kid.is_some(),
-        kid: options.common.kid.or(imported.kid),
+        kid: options.kid.or(imported.kid),
         certificate: options.common.certificate,
     };
     let interrupts = Interrupts::hold()?;
@@ -136,12 +140,28 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
             let adopted = OpenDevice::adopt(global, device_config, persistent, pem)?;
             adopted.map_err(|error| match (&error, &device_config.kind) {
                 (DeviceError::Unsupported(_), DeviceKind::Tpm(_)) => explained(error, &device_config.name)
-                    .hint("a signing key with noda and without a policy; or signetctl key generate"),
+                    .hint("a signing key without a policy, and in pin_file its auth value, where it has one; or signetctl key generate"),
                 (DeviceError::Unsupported(_), DeviceKind::Pkcs11(_)) => explained(error, &device_config.name)
                     .hint("--device with the TPM that the key was made in: nothing else can read it"),
                 _ => explained(error, &device_config.name),
             })
         }),
+    }
+}
+
+fn prepare<'a>(
+    global: &Global,
+    config: &'a Config,
+    name: &KeyId,
+    options: &CommonOptions,
+) -> Result<&'a DeviceConfig, Failure> {
+    let device = device::prepare(global, config, name)?;
+    match (&device.kind, options.persistent) {
+        (DeviceKind::Pkcs11(_), Some(_)) => {
+            Err(Failure::usage(format!("{name} is a PKCS#11 token, and its keys are always persistent"))
+                .hint("leave --persistent away"))
+        }
+        _ => Ok(device),
     }
 }
 

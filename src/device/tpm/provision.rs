@@ -283,14 +283,14 @@ fn give_auth(
 
 /// Refuses a key whose auth value is to be guessed, where each wrong guess counts towards the TPM's lock-out: whatever
 /// tpm2_encodeobject says of it, it may have one or none (tpm2-tools issue 3458). It always names a loaded parent, never the
-/// template's, which tpm2-openssl names and says the truth.
+/// template's, which tpm2-openssl names where it is given no other, and says the truth.
 fn refuse_doubtful(key: &Tss2Key, public: &Public, auth: &Auth) -> Result<(), DeviceError> {
     if public.object_attributes().no_da() {
         return Ok(());
     }
     if key.parent != TEMPLATE_PARENT {
         return Err(DeviceError::Unsupported(
-            "a key without noda, of which its file does not surely tell whether it has an auth value: a wrong try would count towards the TPM's lock-out; create it with -a \"sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda\", or with tpm2-openssl"
+            "a key without noda, of which its file does not surely tell whether it has an auth value: a wrong try would count towards the TPM's lock-out; create it with -a \"sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda\", or with tpm2-openssl and without -pkeyopt parent:"
                 .to_owned(),
         ));
     }
