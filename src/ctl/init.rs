@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// The label of the PKCS#11 token to make
     #[arg(long, value_name = "LABEL", default_value = "signet", conflicts_with = "tpm")]
     token: String,
-    /// The service account to sign for; without it, add an [[account]] to the configuration yourself
+    /// The service account to sign for; without it, add one to the configuration yourself
     #[arg(long, value_name = "EMAIL")]
     account: Option<AccountEmail>,
     /// The account's project; by default the one in its email
