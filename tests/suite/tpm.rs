@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,7 +17,7 @@ use crate::support::daemon::payload;
 use crate::support::eventually;
 use crate::support::swtpm::{SwTpm, TpmSettings};
 use crate::support::tpm_proxy::{Fault, LOAD, SIGN, START_SESSION, TpmProxy};
-use crate::support::{PATIENCE, keys, write_private};
+use crate::support::{keys, write_private};
 
 #[test]
 fn swtpm_is_a_device() {
@@ -478,15 +478,8 @@ pub(crate) fn generated(settings: &TpmSettings, algorithm: Algorithm, persistent
     provision.generate(&NewKey { label: "test".to_owned(), algorithm, bits: 2048 }).unwrap()
 }
 
-/// Opened once swtpm takes a client: a moment after it was started, or the last one went, it may not.
 pub(crate) fn opened(settings: &TpmSettings) -> Box<dyn Device + Send> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match tpm::open(&settings.device, &settings.tpm) {
-            Err(DeviceError::Away(_)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
-            opened => return opened.unwrap().remove(0),
-        }
-    }
+    tpm::open(&settings.device, &settings.tpm).unwrap().remove(0)
 }
 
 pub(crate) fn signs(device: &mut dyn Device, key: &KeyLocator, public_key: &PublicKey, algorithm: Algorithm) {

@@ -1,6 +1,6 @@
 //! A TPM of a test's own: swtpm on a private folder and a private pair of ports.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -96,7 +96,7 @@ impl SwTpm {
             if process.try_wait().unwrap().is_some() {
                 return false;
             }
-            if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port + 1)).is_ok() {
+            if [self.port, self.port + 1].into_iter().all(listens) {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -125,6 +125,12 @@ pub(crate) fn free_pair() -> u16 {
             return port;
         }
     }
+}
+
+/// Whether somebody listens on a port. To connect would tell it too, but swtpm is for one client at a time.
+fn listens(port: u16) -> bool {
+    let listening = format!(" 0100007F:{port:04X} 00000000:0000 0A ");
+    std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&listening)
 }
 
 /// A TPM device's configuration, with its files in a folder of the test's.
