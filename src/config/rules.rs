@@ -8,6 +8,7 @@ use toml::Spanned;
 use super::file::{Account as WrittenAccount, Allow, Claim, Executable as WrittenExecutable, Principal, Source};
 use super::{ConfigError, gid, uid};
 use crate::access::{Account, AccountEmail, ClaimPattern, Executable, Glob, JUDGED_CLAIMS, Operation, Rule};
+use crate::key::from_hexadecimal;
 
 /// Every account, in the order in which they are written. There may be none yet: then nobody is served.
 pub(super) fn accounts(source: Source<'_>, written: Vec<WrittenAccount>) -> Result<Vec<Account>, ConfigError> {
@@ -98,7 +99,7 @@ impl Scope<'_> {
             if !path.is_absolute() {
                 return Err(wrong(format!("{} is not absolute", path.display()), "give the whole path"));
             }
-            let sha256 = match sha256.as_deref().map(|hash| (hash, unhex(hash))) {
+            let sha256 = match sha256.as_deref().map(|hash| (hash, from_hexadecimal(hash))) {
                 Some((hash, None)) => {
                     return Err(wrong(format!("{hash:?} is no SHA-256"), "write the 64 digits that sha256sum prints"));
                 }
@@ -174,17 +175,6 @@ impl Scope<'_> {
 
 fn compile_globs(patterns: &[String]) -> Vec<Glob> {
     patterns.iter().map(|pattern| Glob::new(pattern)).collect()
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (place, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(place * 2..place * 2 + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 const EMPTY: &str = "name at least one, or remove it";

@@ -14,6 +14,7 @@ use super::failure::{Exit, Failure};
 use super::{Global, table};
 use crate::audit::{Broken, Checkpoints, Head, LONGEST_LINE, Verified, open, verify_each};
 use crate::config::Config;
+use crate::key::{from_hexadecimal, hexadecimal};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
@@ -74,8 +75,7 @@ pub(crate) fn run(command: AuditCommand, global: &Global) -> Result<(), Failure>
 }
 
 fn hash(text: &str) -> Result<String, String> {
-    let is_hash = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_hash.then(|| text.to_ascii_lowercase()).ok_or_else(|| "a hash is 64 hexadecimal digits".to_owned())
+    from_hexadecimal(text).map(|hash| hexadecimal(&hash)).ok_or_else(|| "a hash is 64 hexadecimal digits".to_owned())
 }
 
 fn given_or_whole(files: Vec<PathBuf>, global: &Global) -> Result<Vec<PathBuf>, Failure> {

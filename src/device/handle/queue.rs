@@ -130,7 +130,6 @@ impl Request {
                 .verify(*algorithm, digest, &signature)
                 .map(|()| Answer::Sign(signature))
                 .map_err(|bad| DeviceError::Integrity(bad.to_string())),
-            (Work::PublicKey, Answer::PublicKey(spki)) if spki == self.public_key.spki() => Ok(Answer::PublicKey(spki)),
             // The same key may be encoded in another way.
             (Work::PublicKey, Answer::PublicKey(spki)) => match PublicKey::from_spki(&spki) {
                 Ok(key) if key == *self.public_key => Ok(Answer::PublicKey(spki)),
