@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::key::KeyId;
+use crate::key::{DeviceName, KeyId};
 
 /// What changes when a file is replaced or written, whoever does it: unlike its time of modification, nobody sets the time of
 /// its last change.
@@ -67,13 +67,13 @@ impl StateDir {
 
     /// What `signetctl device init` recorded of a TPM: the parent of its keys.
     #[must_use]
-    pub fn parent(&self, device: &KeyId) -> PathBuf {
+    pub fn parent(&self, device: &DeviceName) -> PathBuf {
         self.join("devices").join(format!("{device}.json"))
     }
 
     /// Where a device's refused PIN is remembered.
     #[must_use]
-    pub fn latch(&self, device: &KeyId) -> PathBuf {
+    pub fn latch(&self, device: &DeviceName) -> PathBuf {
         self.join("latches").join(format!("{device}.json"))
     }
 

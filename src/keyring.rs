@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::AccountEmail;
 use crate::file::{self, StateDir};
-use crate::key::{Algorithm, KeyId, KeyLocator, PublicKey};
+use crate::key::{Algorithm, DeviceName, KeyId, KeyLocator, PublicKey};
 use crate::trust::{self, Untrusted};
 
 /// One key of an account.
@@ -24,7 +24,7 @@ pub struct KeyRecord {
     /// What it signs JWTs with.
     pub algorithm: Algorithm,
     /// The name of its device in the configuration.
-    pub device: KeyId,
+    pub device: DeviceName,
     /// Where it is in that device.
     pub locator: KeyLocator,
     /// Its public half as recorded at provisioning: what every signature is checked against.

@@ -14,7 +14,7 @@ use super::credentials::{self, Folders};
 use super::file::{Device, Kind, Sandbox, Source};
 use crate::device::{DeviceConfig, DeviceKind, Pkcs11Config, TpmConfig, TpmParent};
 use crate::file::StateDir;
-use crate::key::KeyId;
+use crate::key::DeviceName;
 use crate::trust::{self, Untrusted};
 
 /// Every device, in the order in which they are written.
@@ -201,7 +201,7 @@ impl Scope<'_> {
 }
 
 /// What `signetctl device init` recorded about a TPM.
-fn parent(state_dir: &StateDir, name: &KeyId) -> Result<Option<TpmParent>, ConfigError> {
+fn parent(state_dir: &StateDir, name: &DeviceName) -> Result<Option<TpmParent>, ConfigError> {
     let path = state_dir.parent(name);
     let what = match fs::read(&path) {
         Ok(text) => match serde_json::from_slice(&text) {

@@ -14,7 +14,7 @@ use toml::Spanned;
 use super::{ConfigError, Fsync};
 use crate::access::{AccountEmail, Operation, Rate as AccessRate, UniqueId};
 use crate::device::{TokenSelector, TpmSession};
-use crate::key::KeyId;
+use crate::key::DeviceName;
 
 /// The whole file.
 #[derive(Deserialize)]
@@ -82,7 +82,7 @@ impl Default for Cache {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Device {
-    pub(super) name: Spanned<KeyId>,
+    pub(super) name: Spanned<DeviceName>,
     pub(super) kind: Spanned<Kind>,
     pub(super) pin_file: Option<Spanned<PathBuf>>,
     pub(super) call_limit: Option<Span>,

@@ -25,7 +25,7 @@ use crate::access::{AccountEmail, Policy};
 pub use crate::audit::{Fsync, Rotation};
 use crate::device::{DeviceConfig, DeviceKind};
 use crate::file::StateDir;
-use crate::key::{KeyId, sha256};
+use crate::key::{DeviceName, sha256};
 use crate::trust::{self, Untrusted};
 use credentials::Folders;
 pub use exchange::Exchange;
@@ -191,7 +191,7 @@ impl Config {
 
     /// The device of a name.
     #[must_use]
-    pub fn device(&self, name: &KeyId) -> Option<&DeviceConfig> {
+    pub fn device(&self, name: &DeviceName) -> Option<&DeviceConfig> {
         self.devices.iter().find(|device| device.name == *name)
     }
 }

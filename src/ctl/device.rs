@@ -26,7 +26,7 @@ use super::{Global, table};
 use crate::config::Config;
 use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, QUIET_TSS, TokenSelector, TpmParent, latch};
 use crate::file;
-use crate::key::KeyId;
+use crate::key::DeviceName;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
@@ -37,7 +37,7 @@ pub(crate) enum DeviceCommand {
     #[command(after_help = "Example:\n  signetctl device init hsm")]
     Init {
         /// The device's name in the configuration
-        name: KeyId,
+        name: DeviceName,
         /// For `signetctl init`, which takes its configuration back where this fails
         #[arg(long, hide = true)]
         anew: bool,
@@ -49,7 +49,7 @@ pub(crate) enum DeviceCommand {
     #[command(after_help = "Example:\n  signetctl device show hsm")]
     Show {
         /// The device's name in the configuration
-        name: KeyId,
+        name: DeviceName,
     },
     /// Allow a device to be logged in to again, after its PIN was refused
     ///
@@ -57,7 +57,7 @@ pub(crate) enum DeviceCommand {
     #[command(after_help = "Example:\n  signetctl device unlatch hsm")]
     Unlatch {
         /// The device's name in the configuration
-        name: KeyId,
+        name: DeviceName,
         /// Try the very PIN again that was refused
         #[arg(long)]
         force: bool,
@@ -78,7 +78,7 @@ pub(crate) fn run(command: DeviceCommand, global: &Global) -> Result<(), Failure
 pub(crate) fn open(
     global: &Global,
     config: &Config,
-    name: &KeyId,
+    name: &DeviceName,
     persistent: Option<bool>,
 ) -> Result<OpenDevice, Failure> {
     let device = prepare(global, config, name)?;
@@ -134,7 +134,7 @@ fn mend(device: &DeviceConfig, config: &Config, anew: bool) -> String {
 }
 
 /// Finds a device and takes its environment: what must come before anything is read, asked or changed.
-pub(crate) fn prepare<'a>(global: &Global, config: &'a Config, name: &KeyId) -> Result<&'a DeviceConfig, Failure> {
+pub(crate) fn prepare<'a>(global: &Global, config: &'a Config, name: &DeviceName) -> Result<&'a DeviceConfig, Failure> {
     let device = find(config, name)?;
     // Whoever opens a device writes its latch.
     super::key::owned(config)?;
@@ -143,7 +143,7 @@ pub(crate) fn prepare<'a>(global: &Global, config: &'a Config, name: &KeyId) -> 
 }
 
 /// The configured device of a name.
-fn find<'a>(config: &'a Config, name: &KeyId) -> Result<&'a DeviceConfig, Failure> {
+fn find<'a>(config: &'a Config, name: &DeviceName) -> Result<&'a DeviceConfig, Failure> {
     config.device(name).ok_or_else(|| {
         let names: Vec<_> = config.devices.iter().map(|device| device.name.as_str()).collect();
         Failure::usage(format!("there is no device {name} in {}", config.path.display()))
@@ -152,7 +152,7 @@ fn find<'a>(config: &'a Config, name: &KeyId) -> Result<&'a DeviceConfig, Failur
 }
 
 /// Initialises the device of a name.
-fn init(global: &Global, config: &Config, name: &KeyId, anew: bool) -> Result<(), Failure> {
+fn init(global: &Global, config: &Config, name: &DeviceName, anew: bool) -> Result<(), Failure> {
     let device = prepare(global, config, name)?;
     let _lock = super::key::lock(global, config)?;
     match &device.kind {
@@ -253,14 +253,14 @@ pub(crate) fn state(device: &DeviceConfig) -> Cow<'static, str> {
     }
 }
 
-fn show(global: &Global, config: &Config, name: &KeyId) -> Result<(), Failure> {
+fn show(global: &Global, config: &Config, name: &DeviceName) -> Result<(), Failure> {
     let description = open(global, config, name, None)?.describe()?;
     let json: BTreeMap<_, _> = description.0.iter().map(|(name, value)| (name, value)).collect();
     let rows: Vec<_> = description.0.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect();
     global.show(&json, table(&rows))
 }
 
-fn unlatch(global: &Global, config: &Config, name: &KeyId, force: bool) -> Result<(), Failure> {
+fn unlatch(global: &Global, config: &Config, name: &DeviceName, force: bool) -> Result<(), Failure> {
     let device = find(config, name)?;
     super::key::owned(config)?;
     let pin_file = device.pin_file();

@@ -17,7 +17,7 @@ use super::{Global, client, device, status};
 use crate::config::Config;
 use crate::device::{DeviceConfig, DeviceKind, Pkcs11Config};
 use crate::jwt::certificate;
-use crate::key::KeyId;
+use crate::key::DeviceName;
 use crate::keyring::{KeyState, Keyring};
 use crate::proto::GetStatusResponse;
 
@@ -33,7 +33,7 @@ Examples:
 pub(crate) struct Options {
     /// Only this device and its keys
     #[arg(long, value_name = "NAME")]
-    device: Option<KeyId>,
+    device: Option<DeviceName>,
     /// Only what would keep this user's programs from tokens
     #[arg(long, value_name = "USER", conflicts_with = "device")]
     user: Option<String>,
@@ -155,7 +155,7 @@ fn of_client(report: &mut Report<'_>, failure: &Failure) -> Result<(), Failure> 
     Ok(())
 }
 
-fn in_process(global: &Global, device: &KeyId) -> Vec<Finding> {
+fn in_process(global: &Global, device: &DeviceName) -> Vec<Finding> {
     let run = || -> Result<Vec<Finding>, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let output = Command::new(program)
@@ -255,7 +255,7 @@ fn tpm_devices() -> Vec<PathBuf> {
 }
 
 /// Opens a device, and compares the keys in it with the keyring.
-fn of_device(global: &Global, config: &Config, name: &KeyId) -> Result<Vec<Finding>, Failure> {
+fn of_device(global: &Global, config: &Config, name: &DeviceName) -> Result<Vec<Finding>, Failure> {
     let configured = device::prepare(global, config, name)?;
     let in_use = || status::daemon(&config.listen.grpc).is_ok_and(|daemon| daemon.serving);
     if matches!(configured.kind, DeviceKind::Tpm(_)) && in_use() {

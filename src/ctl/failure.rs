@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::device::DeviceError;
-use crate::key::{InvalidKey, KeyId};
+use crate::key::{DeviceName, InvalidKey};
 use crate::keyring::KeyringError;
 
 /// What a person is told, and the exit code that a script sees.
@@ -140,7 +140,7 @@ impl From<InvalidKey> for Failure {
 }
 
 /// What an error of the device of a name means for a person.
-pub(crate) fn explained(error: DeviceError, name: &KeyId) -> Failure {
+pub(crate) fn explained(error: DeviceError, name: &DeviceName) -> Failure {
     let (exit, hint) = match &error {
         DeviceError::Transient(_) | DeviceError::Overloaded { .. } | DeviceError::Late => {
             (Exit::Unavailable, "again in a moment".to_owned())

@@ -13,7 +13,7 @@ use super::{Global, client, date, key, table};
 use crate::access::AccountEmail;
 use crate::config::Config;
 use crate::device::DeviceConfig;
-use crate::key::{KeyId, sha256};
+use crate::key::{DeviceName, KeyId, sha256};
 use crate::keyring::{KeyState, Keyring};
 use crate::proto::signer_client::SignerClient;
 use crate::proto::{DeviceState, DeviceStatus, GetStatusRequest, GetStatusResponse};
@@ -117,7 +117,7 @@ pub(super) fn expiry_note(config: &Config, kid: &KeyId) -> (String, bool) {
 }
 
 /// A device as the daemon knows it.
-fn told_of<'a>(told: Option<&'a GetStatusResponse>, name: &KeyId) -> Option<&'a DeviceStatus> {
+fn told_of<'a>(told: Option<&'a GetStatusResponse>, name: &DeviceName) -> Option<&'a DeviceStatus> {
     told?.devices.iter().find(|device| device.name == name.as_str())
 }
 
@@ -157,7 +157,7 @@ fn devices(config: &Config, told: Option<&GetStatusResponse>) -> String {
 }
 
 fn keys(config: &Config, keyring: &Keyring, told: Option<&GetStatusResponse>) -> String {
-    let is_ready = |name: &KeyId| told_of(told, name).is_some_and(|device| device.state() == DeviceState::Ready);
+    let is_ready = |name: &DeviceName| told_of(told, name).is_some_and(|device| device.state() == DeviceState::Ready);
     let mut rows = vec![["ACCOUNT", "KID", "DEVICE", "STATE", "CERTIFICATE EXPIRES"].map(str::to_owned).to_vec()];
     for account in config.policy.accounts() {
         let mut of_account = keyring.keys.iter().filter(|key| key.account == account.email).peekable();

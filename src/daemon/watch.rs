@@ -15,7 +15,7 @@ use crate::device::handle::{Handle, Health};
 use crate::device::launcher::LauncherProcess;
 use crate::file::Stamp;
 use crate::front::grpc::Readiness;
-use crate::key::KeyId;
+use crate::key::{DeviceName, KeyId};
 use crate::signer::{Devices, Key, Signer, Source};
 
 /// What is looked after.
@@ -35,7 +35,7 @@ pub(super) struct Watch {
 /// What was last seen.
 #[derive(Default)]
 pub(super) struct Seen {
-    devices: BTreeMap<KeyId, (u64, Health)>,
+    devices: BTreeMap<DeviceName, (u64, Health)>,
     pub(super) keyring: Option<Stamp>,
     /// What came of the last check of each active key against its device, since the device was opened.
     checks: BTreeMap<KeyId, Result<(), DeviceError>>,
@@ -43,10 +43,10 @@ pub(super) struct Seen {
     checking: JoinSet<(Arc<Key>, Result<(), DeviceError>)>,
     wanted: BTreeMap<KeyId, task::Id>,
     /// What the log has told of devices and of keys.
-    device_faults: Faults,
-    key_faults: Faults,
+    device_faults: BTreeMap<DeviceName, Faults>,
+    key_faults: BTreeMap<KeyId, Faults>,
     /// The last signatures of each device.
-    pulses: BTreeMap<KeyId, Pulse>,
+    pulses: BTreeMap<DeviceName, Pulse>,
     can_sign: bool,
     /// Whether the supervisor was told that we are ready.
     ready: bool,
@@ -54,26 +54,21 @@ pub(super) struct Seen {
     status: String,
 }
 
-/// The faults that were told of each device or key since it was last well: none is told again, however often it is met.
+/// The faults that were told of a device or key since it was last well: none is told again, however often it is met.
 #[derive(Default)]
-struct Faults(BTreeMap<KeyId, Vec<DeviceError>>);
+struct Faults(Vec<DeviceError>);
 
 impl Faults {
-    fn is_news(&mut self, of: &KeyId, fault: &DeviceError) -> bool {
-        let told = self.0.entry(of.clone()).or_default();
-        if told.contains(fault) {
+    fn is_news(&mut self, fault: &DeviceError) -> bool {
+        if self.0.contains(fault) {
             return false;
         }
         // A device may make up its words.
-        if told.len() == MOST_FAULTS {
-            told.remove(0);
+        if self.0.len() == MOST_FAULTS {
+            self.0.remove(0);
         }
-        told.push(fault.clone());
+        self.0.push(fault.clone());
         true
-    }
-
-    fn is_well(&mut self, of: &KeyId) {
-        self.0.remove(of);
     }
 }
 
@@ -151,7 +146,7 @@ impl Watch {
     }
 
     /// Has every key of a device prove itself again.
-    fn doubt(&self, device: &KeyId, seen: &mut Seen) {
+    fn doubt(&self, device: &DeviceName, seen: &mut Seen) {
         for key in self.signer.keyring().keys().iter().filter(|key| key.device() == device) {
             seen.checks.remove(key.kid());
             seen.wanted.remove(key.kid());
@@ -163,7 +158,7 @@ impl Watch {
     /// that were not found.
     fn check_keys(&self, seen: &mut Seen) {
         let ready =
-            |name: &KeyId| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == Health::Ready);
+            |name: &DeviceName| self.devices.get(name).is_some_and(|handle: &Handle| handle.health() == Health::Ready);
         for key in self.signer.keyring().keys().iter().filter(|key| key.is_active() && ready(key.device())) {
             let sound = seen.checks.get(key.kid()) == Some(&Ok(())) && key.fault().is_none();
             if sound || seen.wanted.contains_key(key.kid()) {
@@ -243,17 +238,18 @@ impl Seen {
 impl Seen {
     /// What was told counts no more: after a reload an operator looks whether it helped.
     pub(super) fn forget_faults(&mut self) {
-        (self.device_faults, self.key_faults) = (Faults::default(), Faults::default());
+        self.device_faults.clear();
+        self.key_faults.clear();
     }
 
-    fn log_health(&mut self, device: &KeyId, health: &Health) {
+    fn log_health(&mut self, device: &DeviceName, health: &Health) {
         match health {
             Health::Starting => tracing::debug!(%device, "the device is being opened"),
             Health::Ready => {
-                self.device_faults.is_well(device);
+                self.device_faults.remove(device);
                 tracing::info!(%device, "the device is ready");
             }
-            Health::Down(error) if self.device_faults.is_news(device, error) => {
+            Health::Down(error) if self.device_faults.entry(device.clone()).or_default().is_news(error) => {
                 tracing::error!(%device, cause = %error, remedy = error.remedy(device), "the device can't be used");
             }
             Health::Down(_) => {}
@@ -264,12 +260,12 @@ impl Seen {
         let (kid, device) = (key.kid(), key.device());
         match checked {
             Ok(()) => {
-                self.key_faults.is_well(kid);
+                self.key_faults.remove(kid);
                 if self.checks.get(kid) != Some(&Ok(())) {
                     tracing::info!(%kid, %device, "the key is in its device");
                 }
             }
-            Err(error) if !self.key_faults.is_news(kid, error) => {}
+            Err(error) if !self.key_faults.entry(kid.clone()).or_default().is_news(error) => {}
             Err(error @ DeviceError::Permanent(_)) => {
                 tracing::error!(%kid, %device, cause = %error, remedy = error.remedy(device), "the key can't be used");
             }

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::key::KeyId;
+use crate::key::DeviceName;
 
 /// One configured device: what its process is told when it starts. Holds paths of secrets; secrets only where the operator
 /// put one in a module's environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceConfig {
-    /// The name in the configuration; a file name, so of the same form as a [`KeyId`].
-    pub name: KeyId,
+    /// Its name in the configuration.
+    pub name: DeviceName,
     /// What it is.
     pub kind: DeviceKind,
     /// A call that takes longer ends the device process.

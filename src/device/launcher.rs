@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::keep_signals_for_the_daemon;
 use super::{DeviceConfig, DeviceKind, QUIET_TSS, wire};
-use crate::key::KeyId;
+use crate::key::DeviceName;
 use crate::log;
 
 /// The daemon's end: the launcher ends when this is dropped, and its device processes with it.
@@ -40,7 +40,7 @@ enum Order {
     /// First and once: the devices there are, and the file that says so.
     Know(Vec<DeviceConfig>, PathBuf),
     /// Start the process of this device, which the daemon knows by this configuration, on the descriptor that comes with it.
-    Start { id: u64, device: KeyId, fingerprint: Fingerprint },
+    Start { id: u64, device: DeviceName, fingerprint: Fingerprint },
     /// Kill it.
     End { id: u64 },
     /// Write what stands in the configuration to the descriptor that comes with it, or why it can't be read.
@@ -204,7 +204,7 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
         }
     }
 
-    fn start(&mut self, device: &KeyId, wanted: Fingerprint, pipe: OwnedFd) -> io::Result<Child> {
+    fn start(&mut self, device: &DeviceName, wanted: Fingerprint, pipe: OwnedFd) -> io::Result<Child> {
         if self.find(device, wanted).is_none() {
             self.devices = (self.reread)(self.file()?).map_err(io::Error::other)?;
         }
@@ -219,7 +219,7 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
         self.file.as_deref().ok_or_else(|| io::Error::other("the daemon has not told of a configuration"))
     }
 
-    fn find(&self, device: &KeyId, wanted: Fingerprint) -> Option<&DeviceConfig> {
+    fn find(&self, device: &DeviceName, wanted: Fingerprint) -> Option<&DeviceConfig> {
         let is_wanted = |config: &DeviceConfig| fingerprint(config).is_ok_and(|fingerprint| fingerprint == wanted);
         self.devices.iter().find(|config| config.name == *device && is_wanted(config))
     }

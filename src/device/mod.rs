@@ -28,7 +28,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::key::{Algorithm, Digest, InvalidKey, KeyId, KeyLocator, PublicKey, PublicNumbers, Signature};
+use crate::key::{Algorithm, DeviceName, Digest, InvalidKey, KeyLocator, PublicKey, PublicNumbers, Signature};
 use crate::trust::{self, Untrusted};
 
 /// A place where private keys live and never leave. Calls block; one worker thread owns it.
@@ -273,7 +273,7 @@ impl DeviceError {
 
     /// What an operator of the daemon does about it, of this device.
     #[must_use]
-    pub fn remedy(&self, device: &KeyId) -> String {
+    pub fn remedy(&self, device: &DeviceName) -> String {
         let remedy = match self {
             Self::Transient(_) | Self::Away(_) | Self::Overloaded { .. } | Self::Late => {
                 "nothing: signetd goes on as soon as the device is back"

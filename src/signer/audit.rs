@@ -21,7 +21,7 @@ use super::metrics::Requests;
 use super::{Call, SignError};
 use crate::access::{Denied, Permit, Request};
 use crate::audit::{Checkpoint, Fsync, Head, Rotation};
-use crate::key::{Digest, Hash, KeyId, hexadecimal, sha256};
+use crate::key::{DeviceName, Digest, Hash, KeyId, hexadecimal, sha256};
 use journal::Journal;
 pub(super) use log::Extent;
 pub use log::OpenError;
@@ -57,7 +57,7 @@ struct Entry {
     rule: Option<usize>,
     reason: Option<String>,
     kid: Option<KeyId>,
-    device: Option<KeyId>,
+    device: Option<DeviceName>,
     digest: Option<String>,
     /// Whether it was signed for another request, earlier or at the same time.
     cached: bool,
@@ -247,7 +247,7 @@ impl Record {
     }
 
     /// Which key is about to sign what.
-    pub(super) fn signing(&mut self, kid: &KeyId, device: &KeyId, digest: &Digest) {
+    pub(super) fn signing(&mut self, kid: &KeyId, device: &DeviceName, digest: &Digest) {
         let Some(entry) = &mut self.entry else { return };
         let hash = match digest.hash() {
             Hash::Sha256 => "sha256",
@@ -260,7 +260,7 @@ impl Record {
     }
 
     /// What was signed for another request is what this one gets.
-    pub(super) fn cached(&mut self, kid: &KeyId, device: &KeyId, digest: &Digest) {
+    pub(super) fn cached(&mut self, kid: &KeyId, device: &DeviceName, digest: &Digest) {
         self.signing(kid, device, digest);
         if let Some(entry) = &mut self.entry {
             entry.cached = true;

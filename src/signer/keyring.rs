@@ -15,11 +15,11 @@ use crate::device::handle::{Handle, Health, SignRequest, Turn};
 use crate::file::StateDir;
 use crate::jwt::certificate;
 use crate::jwt::jwk::PublishedKey;
-use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey, Signature};
+use crate::key::{Algorithm, DeviceName, Digest, KeyId, KeyLocator, PublicKey, Signature};
 use crate::keyring::{self, KeyRecord, KeyState, KeyringError};
 
 /// The devices of the configuration, by name.
-pub type Devices = BTreeMap<KeyId, Handle>;
+pub type Devices = BTreeMap<DeviceName, Handle>;
 
 /// Every key of the keyring file, joined to its device and its certificate.
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ pub struct Key {
     public_key: Arc<PublicKey>,
     locator: Arc<KeyLocator>,
     certificate: Option<String>,
-    device: KeyId,
+    device: DeviceName,
     handle: Option<Handle>,
     /// Why it is not to be used, as its device last told.
     fault: ArcSwapOption<DeviceError>,
@@ -179,7 +179,7 @@ impl Key {
 
     /// The name of its device.
     #[must_use]
-    pub const fn device(&self) -> &KeyId {
+    pub const fn device(&self) -> &DeviceName {
         &self.device
     }
 

@@ -16,7 +16,7 @@ use crate::access::Operation;
 use crate::device::DeviceError;
 use crate::device::handle::Health;
 use crate::jwt::certificate::validity;
-use crate::key::{KeyId, Signature};
+use crate::key::{DeviceName, Signature};
 
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
@@ -97,7 +97,7 @@ impl Signatures {
     /// One more request to a device, whose queue is part of the time that it took.
     pub(super) fn count(
         &self,
-        device: &KeyId,
+        device: &DeviceName,
         operation: Operation,
         took: Duration,
         signed: &Result<Signature, DeviceError>,

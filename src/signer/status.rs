@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{CacheFigures, Key, Signer};
 use crate::access::Caller;
 use crate::device::handle::Health;
-use crate::key::KeyId;
+use crate::key::DeviceName;
 
 /// How the daemon is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceStatus {
     /// Its name.
-    pub name: KeyId,
+    pub name: DeviceName,
     /// How it is.
     pub state: DeviceState,
     /// Why it can't be used, or one of its keys can't, and what to do about it.
@@ -87,7 +87,7 @@ impl Signer {
 
     fn device_status(&self) -> Vec<DeviceStatus> {
         let keyring = self.keyring.load();
-        let of = |(name, handle): (&KeyId, &crate::device::handle::Handle)| {
+        let of = |(name, handle): (&DeviceName, &crate::device::handle::Handle)| {
             let mut keys = keyring.keys().iter().filter(|key| key.is_active() && key.device() == name);
             let (state, trouble) = match handle.health() {
                 Health::Starting => (DeviceState::Starting, None),

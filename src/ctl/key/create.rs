@@ -14,14 +14,14 @@ use crate::ctl::failure::{Failure, explained};
 use crate::ctl::import::{self, Material};
 use crate::ctl::interrupt::Interrupts;
 use crate::device::{CreatedKey, DeviceConfig, DeviceError, DeviceKind, NewKey};
-use crate::key::{Algorithm, KeyId, KeyLocator, KeyType};
+use crate::key::{Algorithm, DeviceName, KeyId, KeyLocator, KeyType};
 use crate::keyring::{KeyRecord, KeyState, Keyring};
 
 #[derive(Args, Debug)]
 pub(crate) struct GenerateOptions {
     /// The device that makes and keeps the key
     #[arg(long, value_name = "NAME")]
-    device: KeyId,
+    device: DeviceName,
     /// The account that it signs for; by default the only or default one
     #[arg(long, value_name = "EMAIL")]
     account: Option<AccountEmail>,
@@ -42,7 +42,7 @@ pub(crate) struct GenerateOptions {
 pub(crate) struct ImportOptions {
     /// The device that is to keep the key
     #[arg(long, value_name = "NAME")]
-    device: KeyId,
+    device: DeviceName,
     /// The account that it signs for; by default that of the JSON file, else the only or default one
     #[arg(long, value_name = "EMAIL")]
     account: Option<AccountEmail>,
@@ -152,7 +152,7 @@ pub(super) fn import(options: ImportOptions, global: &Global, config: &Config) -
 fn prepare<'a>(
     global: &Global,
     config: &'a Config,
-    name: &KeyId,
+    name: &DeviceName,
     options: &CommonOptions,
 ) -> Result<&'a DeviceConfig, Failure> {
     let device = device::prepare(global, config, name)?;

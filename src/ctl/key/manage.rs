@@ -14,7 +14,7 @@ use crate::ctl::device;
 use crate::ctl::failure::Failure;
 use crate::ctl::{Global, confirm, date, table};
 use crate::jwt::certificate;
-use crate::key::{KeyId, KeyLocator, KeyType};
+use crate::key::{DeviceName, KeyId, KeyLocator, KeyType};
 use crate::keyring::{KeyRecord, KeyState, Keyring};
 
 #[derive(Args, Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct ListOptions {
     account: Option<AccountEmail>,
     /// Look into this device as well, for keys that are not in the keyring
     #[arg(long, value_name = "NAME")]
-    device: Option<KeyId>,
+    device: Option<DeviceName>,
 }
 
 #[derive(Args, Debug)]
