@@ -5,9 +5,7 @@
 
 mod checkpoints;
 
-use std::fs::File;
 use std::io::{self, BufRead, Read};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -226,15 +224,6 @@ pub fn verify_each(
     }
     let last = expected.unwrap_or_else(Head::start);
     Ok(Verified { lines, first: first.unwrap_or_else(Head::start), last })
-}
-
-/// Opens a log, or the note beside one, to read it. Its folder is the daemon's: what stands there may be no file, and is then refused.
-///
-/// # Errors
-/// Whatever the file system says.
-pub fn open(path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 /// Longer than any record: texts in it are cut, and a torn line is shorter than a whole one.

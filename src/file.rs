@@ -1,6 +1,6 @@
 //! Files of state: where they stand, that they are ours alone, and written whole or not at all.
 
-use std::fs::{self, DirBuilder, File, Metadata, Permissions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -165,12 +165,38 @@ pub fn private_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Opens a file, makes it where there is none, and holds it against every other process that locks it, until it is dropped.
+/// Opens a regular file to read. Nothing else that stands there is followed, waited for, or made our terminal.
 ///
 /// # Errors
-/// `WouldBlock` where another process holds it. `ELOOP` for a symbolic link, and an error for whatever else is no file.
+/// Whatever the file system says; `InvalidInput` for a symbolic link, and for whatever else is no regular file.
+pub fn open(path: &Path) -> io::Result<File> {
+    open_regular(File::options().read(true), path)
+}
+
+/// Opens a regular file to read and write as [`open`] does, and makes it, mode 0600, where there is none.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_or_make(path: &Path) -> io::Result<File> {
+    open_regular(File::options().read(true).write(true).create(true).truncate(false).mode(0o600), path)
+}
+
+fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let refused = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what);
+    let opened = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => refused("it is a symbolic link"),
+        _ => error,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refused("it is no regular file")) }
+}
+
+/// Opens a file as [`open_or_make`] does, and holds it against every other process that locks it, until it is dropped.
+///
+/// # Errors
+/// As [`open`]; `WouldBlock` where another process holds it.
 pub fn lock(path: &Path) -> io::Result<Flock<File>> {
-    Flock::lock(open_for_lock(path)?, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| errno.into())
+    Flock::lock(open_or_make(path)?, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| errno.into())
 }
 
 /// Locks as [`lock`] does, and waits for as long as another process holds the file.
@@ -178,16 +204,5 @@ pub fn lock(path: &Path) -> io::Result<Flock<File>> {
 /// # Errors
 /// As [`lock`].
 pub fn wait_for_lock(path: &Path) -> io::Result<Flock<File>> {
-    Flock::lock(open_for_lock(path)?, FlockArg::LockExclusive).map_err(|(_file, errno)| errno.into())
-}
-
-fn open_for_lock(path: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    // A FIFO in its place would be waited for.
-    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("it is no regular file")),
-    }
+    Flock::lock(open_or_make(path)?, FlockArg::LockExclusive).map_err(|(_file, errno)| errno.into())
 }

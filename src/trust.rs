@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
+
+use crate::file;
 
 /// Why a file is not to be relied on.
 #[derive(Debug, thiserror::Error)]
@@ -149,14 +151,9 @@ fn follow(
 pub fn open_secret(path: &Path) -> Result<File, Untrusted> {
     let (real, _) = walk_to(path)?;
     let unreadable = |source| Untrusted::Unreadable { path: path.to_owned(), source };
-    // The links were followed, and a pipe must not be waited for.
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags).open(&real).map_err(unreadable)?;
+    let file = file::open(&real).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     judge(&real, &metadata)?;
-    if !metadata.is_file() {
-        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
-    }
     // systemd guards a service's credentials by an ACL, which shows as a mode that lets root's group read.
     let credential = metadata.uid() == 0 && !Uid::effective().is_root() && metadata.mode() & 0o077 == 0o040;
     if !credential {

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
 use super::{Global, table};
-use crate::audit::{Broken, Checkpoints, Head, LONGEST_LINE, Verified, open, verify_each};
+use crate::audit::{Broken, Checkpoints, Head, LONGEST_LINE, Verified, verify_each};
 use crate::config::Config;
+use crate::file;
 use crate::key::{from_hexadecimal, hexadecimal};
 
 #[derive(Debug, Subcommand)]
@@ -148,7 +149,7 @@ fn chain(
         changed |= heads.any(|head| noted.is_some_and(|noted| noted.seq == head.seq && noted.hash != head.hash));
     };
     for file in files {
-        let log = BufReader::new(open(file).map_err(unreadable(file))?);
+        let log = BufReader::new(file::open(file).map_err(unreadable(file))?);
         let verified = verify_each(log, before.take(), &mut each).map_err(|broken| match broken {
             Broken::Io(error) => unreadable(file)(error),
             broken @ Broken::Line { .. } => {
@@ -182,7 +183,7 @@ fn chain(
 
 /// What signetd noted beside its log.
 fn note_beside(log: &Path) -> Option<Head> {
-    Head::read_note(open(&Head::noted_beside(log)).ok()?).ok()?
+    Head::read_note(file::open(&Head::noted_beside(log)).ok()?).ok()?
 }
 
 fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result<(), Failure> {
@@ -190,7 +191,7 @@ fn tail(files: &[PathBuf], most: usize, failed: bool, global: &Global) -> Result
     let mut last = VecDeque::new();
     for file in files.iter().rev() {
         let mut of_file = VecDeque::new();
-        let mut log = BufReader::new(open(file).map_err(unreadable(file))?);
+        let mut log = BufReader::new(file::open(file).map_err(unreadable(file))?);
         let mut line = Vec::new();
         while (&mut log).take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(unreadable(file))? > 0 {
             // What is no record is for verify to tell; of a line without end each part is none.

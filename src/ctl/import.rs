@@ -2,9 +2,9 @@
 //!
 //! Nothing in a key file is believed but the key, its id and its account's email; no address in it is ever followed.
 
-use std::fs::File;
+use std::fmt;
 use std::io::{self, IsTerminal as _, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use aws_lc_rs::{agreement, signature};
@@ -20,6 +20,7 @@ use super::failure::Failure;
 use super::rsa;
 use crate::access::AccountEmail;
 use crate::device::PrivateKey;
+use crate::file;
 use crate::key::{EC_PUBLIC_KEY, KeyId, PRIME256V1, RSA_ENCRYPTION};
 
 /// A key on its way in.
@@ -58,27 +59,16 @@ fn read_stdin() -> Result<Zeroizing<Vec<u8>>, Failure> {
 }
 
 fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let refused = |what: &str| Failure::usage(format!("{}: {what}", path.display()));
-    // O_NONBLOCK: opening a FIFO does not wait for its writer.
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file =
-        File::options().read(true).custom_flags(flags).open(path).map_err(|error| match error.raw_os_error() {
-            Some(libc::ELOOP) => refused("it is a symbolic link, and whoever owns that could swap the file")
-                .hint(format!("signetctl key import ... \"$(readlink -f {})\"", path.display())),
-            _ => refused(&error.to_string()).hint("the path of a file that you may read"),
-        })?;
-    let metadata = file.metadata().map_err(|error| refused(&error.to_string()))?;
-    let kind = metadata.file_type();
-    if kind.is_fifo() {
-        return Err(refused("it is a FIFO").hint("give - and connect it to standard input"));
-    }
-    if file.is_terminal() {
-        return Err(refused("it is a terminal").hint("a file of mode 0600"));
-    }
-    if !kind.is_file() {
-        return Err(refused("it is no regular file").hint("a file of mode 0600"));
-    }
-    let mode = metadata.permissions().mode() & 0o7777;
+    let refused = |what: &dyn fmt::Display| Failure::usage(format!("{}: {what}", path.display()));
+    let file = file::open(path).map_err(|error| {
+        refused(&error).hint(match error.kind() {
+            io::ErrorKind::InvalidInput => {
+                format!("the file itself, \"$(readlink -f {})\"; or - for standard input", path.display())
+            }
+            _ => "the path of a file that you may read".to_owned(),
+        })
+    })?;
+    let mode = file.metadata().map_err(|error| refused(&error))?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(refused(&format!("others may read or write it (mode {mode:04o}), so the key may have leaked"))
             .hint(format!("chmod 600 {}; and think of a new key", path.display())));

@@ -1,8 +1,7 @@
 //! `signetctl subject-token`: what a user's programs prove by who they are, where they exchange it for access tokens.
 
-use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -87,17 +86,15 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
 /// The subject token that a file holds now, which others could not have read.
 fn existing(out: &Path) -> Result<Option<String>, Failure> {
     let failed = |error: io::Error| Failure::new(format!("{}: {error}", out.display()));
-    // Looked at by its descriptor, and never waited for: its user may put something else in its place at any time.
-    let opened = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(out);
-    let file = match opened {
+    // Looked at by its descriptor: its user may put something else in its place at any time.
+    let file = match file::open(out) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(no_file(out)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            return Err(Failure::usage(format!("{}: {error}", out.display())).hint("name another file"));
+        }
         opened => opened.map_err(failed)?,
     };
     let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(no_file(out));
-    }
     trust::not_readable_by_others(out, &metadata)
         .and_then(|()| trust::not_writable_by_others(out, &metadata))
         .map_err(|untrusted| {
@@ -112,10 +109,6 @@ fn existing(out: &Path) -> Result<Option<String>, Failure> {
         return Err(Failure::usage(format!("{} holds something else", out.display())).hint("name another file"));
     }
     Ok(Some(text.trim().to_owned()))
-}
-
-fn no_file(out: &Path) -> Failure {
-    Failure::usage(format!("{} is no file", out.display())).hint("name another file")
 }
 
 /// Leaves a token that was replaced to those who have just read it.

@@ -14,9 +14,10 @@ use tokio::time::Instant;
 use super::audit::{Event, Extent};
 use super::{Signer, audit};
 use crate::access::AccountEmail;
-use crate::audit::{Broken, Checkpoint, CheckpointEvent, Checkpoints, Head, open, verify_each};
+use crate::audit::{Broken, Checkpoint, CheckpointEvent, Checkpoints, Head, verify_each};
 use crate::device::DeviceError;
 use crate::device::handle::Turn;
+use crate::file;
 use crate::key::{Digest, PublicKey};
 
 impl Signer {
@@ -94,7 +95,7 @@ fn unsigned(log: &Extent, keys: &[PublicKey], every: u64) -> Option<u64> {
     let (mut found, mut before) = (Checkpoints::by(keys.to_vec()), None);
     for file in &log.files {
         let length = if Some(file) == log.files.last() { log.length } else { u64::MAX };
-        let verified = open(file).map_err(Broken::Io).and_then(|file| {
+        let verified = file::open(file).map_err(Broken::Io).and_then(|file| {
             let meet = |before: &Head, after: &Head, line: &[u8]| found.meet(before, after, line);
             verify_each(BufReader::new(file.take(length)), before.take(), meet)
         });

@@ -445,7 +445,7 @@ fn t13_a_pin_file_is_judged_again_when_it_is_read() {
     refused("link", "can be read by its group");
     // Nobody ever writes to it: a read would not end.
     mkfifo(&folder.path("pipe"), Mode::S_IRUSR).unwrap();
-    refused("pipe", "not a regular file");
+    refused("pipe", "no regular file");
     symlink("/dev/zero", folder.path("endless")).unwrap();
     assert!(read("endless").is_err());
     folder.chmod("pin", 0o600);

@@ -60,7 +60,7 @@ fn files_that_others_could_read_or_swap_are_refused() {
     desk.refused(&["key", "import", "--device", "tpm", link.to_str().unwrap()], 2, "symbolic link");
     let fifo = desk.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    desk.refused(&["key", "import", "--device", "tpm", fifo.to_str().unwrap()], 2, "FIFO");
+    desk.refused(&["key", "import", "--device", "tpm", fifo.to_str().unwrap()], 2, "no regular file");
     failed(
         &desk.signetctl(["key", "import", "--device", "tpm", desk.folder.path().to_str().unwrap()]).output().unwrap(),
         2,

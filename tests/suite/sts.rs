@@ -155,7 +155,7 @@ async fn a_subject_file_is_its_users_alone() {
     }
     fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink(daemon.config_file(), &file).unwrap();
-    assert!(refused(&me, &file, 2).contains("is no file"));
+    assert!(refused(&me, &file, 2).contains("it is a symbolic link"));
     assert!(refused("no-such-user", &file, 2).contains("there is no user"));
     if uid() != 0 {
         return skip_optional("root, who makes subject tokens for others");

@@ -1,9 +1,9 @@
 //! The audit log's file: whole lines, chained, appended to and never rewritten.
 
 use std::cmp::Ordering;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -298,9 +298,7 @@ fn last_of_old(path: &Path) -> Result<Head, OpenError> {
 
 /// The note beside the log, and what it says.
 fn open_note(path: &Path) -> io::Result<(File, Option<Head>)> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(Head::noted_beside(path))?;
+    let file = file::open_or_make(&Head::noted_beside(path))?;
     let head = Head::read_note(&file)?;
     Ok((file, head))
 }
