@@ -20,6 +20,7 @@ pub mod sandbox;
 pub mod signer;
 pub mod subject;
 pub mod trust;
+pub mod users;
 
 /// The generated messages, services and clients of `proto/`.
 pub mod proto {

@@ -18,7 +18,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::{Group, User};
 use toml::Spanned;
 
 use crate::access::{AccountEmail, Policy};
@@ -27,6 +26,7 @@ use crate::device::{DeviceConfig, DeviceKind};
 use crate::file::StateDir;
 use crate::key::{DeviceName, sha256};
 use crate::trust::{self, Untrusted};
+use crate::users;
 use credentials::Folders;
 pub use exchange::Exchange;
 pub use file::span_of_time;
@@ -327,11 +327,11 @@ fn distrust(path: &Path, untrusted: &Untrusted) -> ConfigError {
 }
 
 fn uid(source: Source<'_>, field: &str, user: &Spanned<Principal>) -> Result<u32, ConfigError> {
-    principal(source, field, user, "user", |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))
+    principal(source, field, user, "user", users::uid)
 }
 
 fn gid(source: Source<'_>, field: &str, group: &Spanned<Principal>) -> Result<u32, ConfigError> {
-    principal(source, field, group, "group", |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))
+    principal(source, field, group, "group", users::gid)
 }
 
 fn principal(
@@ -339,7 +339,7 @@ fn principal(
     field: &str,
     written: &Spanned<Principal>,
     kind: &str,
-    look_up: impl FnOnce(&str) -> nix::Result<Option<u32>>,
+    look_up: impl FnOnce(&str) -> io::Result<Option<u32>>,
 ) -> Result<u32, ConfigError> {
     let name = match written.get_ref() {
         Principal::Number(id) => return Ok(*id),

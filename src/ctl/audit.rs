@@ -7,7 +7,6 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use nix::unistd::User;
 use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
@@ -16,6 +15,7 @@ use crate::audit::{Broken, Checkpoints, Head, LONGEST_LINE, Verified, verify_eac
 use crate::config::Config;
 use crate::file;
 use crate::key::{from_hexadecimal, hexadecimal};
+use crate::users;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
@@ -231,7 +231,7 @@ fn row(record: &Value) -> Vec<String> {
         return vec![time, String::new(), String::new(), String::new(), text("event"), what];
     }
     let uid = record["uid"].as_u64().and_then(|uid| u32::try_from(uid).ok()).unwrap_or(u32::MAX);
-    let user = User::from_uid(uid.into()).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    let user = users::name(uid).unwrap_or_else(|| uid.to_string());
     let why = match (record["reason"].as_str(), record["rule"].as_u64()) {
         (Some(_), _) => text("reason"),
         (None, Some(rule)) => format!("by rule {rule}, {}", text("device")).trim_end_matches(", ").to_owned(),

@@ -9,17 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
-use nix::unistd::{Gid, Group, User, getgroups, getuid};
+use nix::unistd::getgroups;
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
-use super::{Global, client, device, status};
+use super::{Global, client, device, key, status};
 use crate::config::Config;
 use crate::device::{DeviceConfig, DeviceKind, Pkcs11Config};
 use crate::jwt::certificate;
 use crate::key::DeviceName;
 use crate::keyring::{KeyState, Keyring};
 use crate::proto::GetStatusResponse;
+use crate::users;
 
 /// Look for everything that would keep Signet from working, and say how to mend it
 ///
@@ -181,22 +182,14 @@ fn of_state(config: &Config) -> Vec<Finding> {
             format!("signetctl device init makes it; or install -d -m 0700 -o signet {path}"),
         )];
     };
-    let us = getuid();
-    let owner = User::from_uid(metadata.uid().into())
-        .ok()
-        .flatten()
-        .map_or_else(|| metadata.uid().to_string(), |user| user.name);
     if metadata.mode() & 0o077 != 0 {
         let what = format!("others may look into the state folder {path} (mode {:04o})", metadata.mode() & 0o7777);
         return vec![Finding::bad(what, format!("chmod 0700 {path}"))];
     }
-    if metadata.uid() != us.as_raw() {
-        let what = format!(
-            "the state folder {path} belongs to {owner}, and you are another user: files made now are not {owner}'s"
-        );
-        return vec![Finding::bad(what, format!("sudo -u {owner} signetctl ..."))];
-    }
-    vec![Finding::good(format!("state folder {path} of {owner}"))]
+    vec![match key::owned(config) {
+        Ok(()) => Finding::good(format!("state folder {path}")),
+        Err(failure) => Finding::failed(&failure),
+    }]
 }
 
 /// Whether we may use the kernel's TPM devices, for a TPM that is reached by them.
@@ -227,10 +220,9 @@ fn of_tpm_access(device: &DeviceConfig) -> Vec<Finding> {
             vec![Finding::bad(what, "tcti = \"device\", which finds the only TPM under any number")]
         }
         Err(error) => {
-            let group = Group::from_name("tss").ok().flatten();
-            let member = |group: &Group| getgroups().is_ok_and(|groups: Vec<Gid>| groups.contains(&group.gid));
-            let remedy = match &group {
-                Some(group) if !member(group) => {
+            let is_member = |group: u32| getgroups().is_ok_and(|groups| groups.contains(&group.into()));
+            let remedy = match users::gid("tss") {
+                Ok(Some(group)) if !is_member(group) => {
                     "be in the group tss: usermod -a -G tss USER, and log in again".to_owned()
                 }
                 _ => format!("look at ls -l {}", path.display()),

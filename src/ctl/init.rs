@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use clap::Args;
-use nix::unistd::{Group, User, getuid};
+use nix::unistd::getuid;
 use serde_json::json;
 
 use self::made::Made;
-use super::Global;
-use super::device;
 use super::failure::{Exit, Failure};
+use super::{Global, device, user_id};
 use crate::access::AccountEmail;
+use crate::users;
 
 /// First set-up: write a configuration and a random PIN, and initialise the device
 ///
@@ -63,7 +63,7 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     }
     let folder = config.parent().unwrap_or(Path::new("/"));
     let allow_user = options.allow_user.as_deref();
-    allow_user.map_or(Ok(()), known_user)?;
+    let allowed = allow_user.map(user_id).transpose()?;
     let device = Device::choose(&options, folder)?;
     let pin_file = folder.join(device.pin_file());
     let mut made = Made::default();
@@ -79,7 +79,7 @@ pub(crate) fn run(options: Options, global: &Global) -> Result<(), Failure> {
     global.show(&json, config.display())?;
     global.note(format!("\nThe PIN stands in {}, with mode 0600.", pin_file.display()));
     tell_what_is_next(global, options.account.as_ref(), allow_user, device.name());
-    if let Some(user) = allow_user.filter(|user| is_another(user)) {
+    if let Some(user) = allow_user.filter(|_| allowed != Some(getuid().as_raw())) {
         global.note(way_in(user, folder, &config));
     }
     Ok(())
@@ -116,15 +116,9 @@ fn tell_what_is_next(global: &Global, account: Option<&AccountEmail>, allow_user
     global.note(format!("  signetctl key generate --device {device} --account {named}"));
 }
 
-/// Whether it is somebody else than who sets up.
-fn is_another(user: &str) -> bool {
-    let uid = user.parse().ok().or_else(|| Some(User::from_name(user).ok()??.uid.as_raw()));
-    uid != Some(getuid().as_raw())
-}
-
 /// The group whose members may connect: the one of the packaged set-up, where the system has it.
 fn clients(folder: &Path) -> bool {
-    is_system(folder) && Group::from_name(CLIENTS).is_ok_and(|group| group.is_some())
+    is_system(folder) && users::gid(CLIENTS).is_ok_and(|group| group.is_some())
 }
 
 /// What lets another user connect: rules alone open no socket.
@@ -303,14 +297,6 @@ fn quoted(text: &dyn ToString) -> String {
     serde_json::Value::String(text.to_string()).to_string()
 }
 
-fn known_user(name: &str) -> Result<(), Failure> {
-    match User::from_name(name) {
-        Ok(Some(_)) => Ok(()),
-        _ if name.parse::<u32>().is_ok() => Ok(()),
-        _ => Err(Failure::usage(format!("there is no user {name:?}")).hint("a name from getent passwd, or a number")),
-    }
-}
-
 /// Of a socket next to the configuration: signetd may write there, and must not where its configuration is.
 const SOCKET_FOLDER: &str = "run";
 /// The socket, unless it is the system's.
@@ -338,6 +324,5 @@ mod tests {
         assert!(system.contains("usermod -a -G signet-clients app"), "{system}");
         let own = way_in("app", Path::new("/home/me/signet"), Path::new("/home/me/signet/signet.toml"));
         assert!(own.contains("app can't reach a socket in /home/me/signet"), "{own}");
-        assert!(!is_another(&getuid().to_string()));
     }
 }

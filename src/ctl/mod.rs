@@ -39,6 +39,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{Config, DEFAULT_SOCKET, Listen};
+use crate::users;
 use failure::{Failure, Printable};
 pub use shell::manual_page;
 
@@ -304,6 +305,16 @@ impl Global {
             let _ = writeln!(anstream::stderr(), "{}", Printable(&text.to_string()));
         }
     }
+}
+
+/// The id of a user, by name or number.
+fn user_id(user: &str) -> Result<u32, Failure> {
+    let named = |_no_number| users::uid(user).map_err(Failure::new)?.ok_or_else(|| no_user(user));
+    user.parse().or_else(named)
+}
+
+fn no_user(user: &str) -> Failure {
+    Failure::usage(format!("there is no user {user:?}")).hint("a name or a number from getent passwd")
 }
 
 /// Asks on the terminal whether to go on, unless `yes` was said before.

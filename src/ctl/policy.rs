@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use nix::unistd::{Gid, Uid, User, getgrouplist};
 use serde_json::json;
 
 use super::failure::{Exit, Failure};
 use super::sign::lifetime;
-use super::{Global, read, status, table};
+use super::{Global, read, status, table, user_id};
 use crate::access::{AccountEmail, Caller, Condition, Executable, Operation, Permit, Request, Rule};
 use crate::jwt::claims::{Claims, InvalidClaims};
 use crate::jwt::jws::{Shape, shape};
 use crate::jwt::{Header, Target, UnsignedJwt};
 use crate::key::{Algorithm, Digest, Hash, KeyId};
+use crate::users;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
@@ -229,21 +229,7 @@ fn executable(path: &Path) -> Executable {
     Executable { path, sha256 }
 }
 
-/// A user as the kernel would tell of a process of theirs.
-pub(super) fn caller(name: &str) -> Result<Caller, Failure> {
-    let user = match name.parse() {
-        Ok(uid) => User::from_uid(Uid::from_raw(uid)).map_err(Failure::new)?,
-        Err(_) => User::from_name(name).map_err(Failure::new)?,
-    };
-    let Some(user) = user else {
-        // A number without a name still connects.
-        let uid = name.parse().map_err(|_no_number| {
-            Failure::usage(format!("there is no user {name:?}")).hint("a name or a number from getent passwd")
-        })?;
-        return Ok(Caller::new(uid, uid, Vec::new()));
-    };
-    let c_name = std::ffi::CString::new(user.name).map_err(Failure::usage)?;
-    let groups = getgrouplist(&c_name, user.gid).map_err(Failure::new)?;
-    let groups = groups.into_iter().map(Gid::as_raw).collect();
-    Ok(Caller::new(user.uid.as_raw(), user.gid.as_raw(), groups))
+/// A user, by name or number, as the kernel would tell of a process of theirs.
+pub(super) fn caller(user: &str) -> Result<Caller, Failure> {
+    users::caller(user_id(user)?).map_err(Failure::new)
 }

@@ -10,7 +10,7 @@ use nix::unistd::{Gid, Uid, User, geteuid, getgroups, setegid, seteuid, setgroup
 use serde_json::json;
 
 use super::failure::Failure;
-use super::{Global, date, key, sign};
+use super::{Global, date, key, no_user, sign, user_id};
 use crate::file::{self, StateDir};
 use crate::subject::{self, Subject};
 use crate::trust;
@@ -124,13 +124,7 @@ fn let_go(state: &StateDir, token: &str, now: SystemTime) -> io::Result<()> {
 }
 
 fn owner_named(name: &str) -> Result<Owner, Failure> {
-    let user = match name.parse() {
-        Ok(uid) => User::from_uid(Uid::from_raw(uid)),
-        Err(_) => User::from_name(name),
-    };
-    let user = user.map_err(Failure::new)?.ok_or_else(|| {
-        Failure::usage(format!("there is no user {name:?}")).hint("a name or a number from getent passwd")
-    })?;
+    let user = User::from_uid(user_id(name)?.into()).map_err(Failure::new)?.ok_or_else(|| no_user(name))?;
     Ok(Owner { uid: user.uid, gid: user.gid })
 }
 

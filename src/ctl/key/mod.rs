@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use nix::fcntl::Flock;
-use nix::unistd::{User, geteuid};
+use nix::unistd::geteuid;
 
 pub(super) use self::manage::expiry;
 use super::device::OpenDevice;
@@ -23,6 +23,7 @@ use crate::file;
 use crate::jwt::certificate::{self, Profile};
 use crate::key::{Algorithm, Digest, KeyId, KeyLocator, PublicKey};
 use crate::keyring::{KeyRecord, KeyState, Keyring};
+use crate::users;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyCommand {
@@ -202,7 +203,7 @@ pub(crate) fn owned(config: &Config) -> Result<(), Failure> {
     if owner == geteuid().as_raw() {
         return Ok(());
     }
-    let name = User::from_uid(owner.into()).ok().flatten().map_or_else(|| format!("#{owner}"), |user| user.name);
+    let name = users::name(owner).unwrap_or_else(|| format!("'#{owner}'"));
     let what =
         format!("{} belongs to {name}, who must be able to read what is written there", config.state_dir.display());
     Err(Failure::usage(what).hint(format!("sudo -u {name} signetctl ...")))

@@ -3,7 +3,6 @@
 //! The kernel tells who made the socket at the other end. Of a socket that nobody has open any more it tells user 0, so only
 //! an open one in the state ESTABLISHED is believed. It tells no groups: those are the user database's.
 
-use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -15,9 +14,8 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvfrom, send, socket,
 };
-use nix::unistd::{Gid, Uid, User, getgrouplist};
 
-use crate::access::Caller;
+pub(super) use crate::users::caller;
 
 /// The user who made the socket that is connected from `client` to `server`.
 ///
@@ -41,18 +39,6 @@ pub fn uid(client: SocketAddr, server: SocketAddr) -> io::Result<u32> {
 /// Whatever the kernel says.
 pub(super) fn may_ask() -> io::Result<()> {
     diag().map(drop)
-}
-
-/// The caller of this user id, with the groups that the user database gives it.
-///
-/// # Errors
-/// Whatever the user database says.
-pub(super) fn caller(uid: u32) -> io::Result<Caller> {
-    let Some(user) = User::from_uid(Uid::from_raw(uid))? else {
-        return Ok(Caller::new(uid, NO_GROUP, Vec::new()));
-    };
-    let groups = getgrouplist(&CString::new(user.name)?, user.gid)?;
-    Ok(Caller::new(uid, user.gid.as_raw(), groups.into_iter().map(Gid::as_raw).collect()))
 }
 
 fn diag() -> io::Result<OwnedFd> {
@@ -106,13 +92,13 @@ fn owner(answer: &[u8], client: SocketAddr, server: SocketAddr) -> io::Result<u3
     Ok(socket.uid)
 }
 
-/// A user who is not in the database has no group that a rule could name.
-const NO_GROUP: u32 = u32::MAX;
 const LONGEST_ANSWER: usize = 1024;
 
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+
+    use nix::unistd::Uid;
 
     use super::*;
 
@@ -157,14 +143,5 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let server = listener.local_addr().unwrap();
         assert!(uid(server, (Ipv4Addr::LOCALHOST, 9).into()).is_err());
-    }
-
-    #[test]
-    fn groups_are_those_of_the_user_database() {
-        let root = caller(0).unwrap();
-        assert_eq!((root.uid, root.gid), (0, 0));
-        assert!(root.is_in(0));
-        let unknown = caller(0x7fff_fff0).unwrap();
-        assert_eq!((unknown.gid, unknown.groups.as_slice()), (NO_GROUP, [].as_slice()));
     }
 }
