@@ -1,16 +1,19 @@
-//! What a process gives up for good before it meets what it does not trust: files (landlock), system calls (seccomp) and
-//! new privileges.
+//! What a process gives up for good before it meets what it does not trust: to be looked into, files (landlock), system calls
+//! (seccomp) and new privileges.
 //!
-//! Both bind the calling thread and whatever it starts from then on, so this is for the time before there are other threads.
+//! The latter bind the calling thread and whatever it starts from then on, so this is for the time before there are other threads.
 //! What only the daemon or only a device may need stands there; here stands what whoever calls the C library does.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, RestrictionStatus, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
     RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
+use nix::sys::prctl::set_dumpable;
+use nix::sys::resource::{Resource, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 /// What a process may still open. A path that does not exist when it is confined stays closed.
@@ -44,6 +47,16 @@ pub enum SandboxError {
     /// Seccomp refused.
     #[error("seccomp: {0}")]
     Calls(String),
+}
+
+/// Keeps what is secret in this process out of core files, and out of reach of this user's debuggers.
+///
+/// # Errors
+/// What the kernel says.
+pub fn guard_memory() -> io::Result<()> {
+    set_dumpable(false)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    Ok(())
 }
 
 /// Closes every file but these, for opening: what is open already stays open. Nothing can be executed any more.

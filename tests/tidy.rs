@@ -501,7 +501,7 @@ mod proof {
     fn the_daemon_process_never_provisions() {
         let complaint = ["daemon.rs: Provision only in device*, ctl*"];
         assert_eq!(judge("daemon.rs", "use crate::device::{DeviceConfig, Provision};"), complaint);
-        assert_eq!(judge("bin/signetd.rs", "use signet::device::guard_memory;"), [""; 0]);
+        assert_eq!(judge("bin/signetd.rs", "use signet::sandbox::guard_memory;"), [""; 0]);
         assert_eq!(
             judge("bin/signetd.rs", "use signet::signer::Signer;"),
             ["bin/signetd.rs: may not use signer::Signer"]

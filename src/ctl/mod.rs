@@ -39,6 +39,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{Config, DEFAULT_SOCKET, Listen};
+use crate::sandbox::guard_memory;
 use crate::users;
 use failure::{Failure, Printable};
 pub use shell::manual_page;
@@ -52,7 +53,7 @@ pub fn main() -> ExitCode {
         ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
         ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
     }
-    if let Err(error) = crate::device::guard_memory() {
+    if let Err(error) = guard_memory() {
         return Failure::new(format!("can't keep secrets out of core files: {error}")).report();
     }
     log_to_stderr(cli.global.quiet);

@@ -23,8 +23,6 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::prctl::set_dumpable;
-use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -288,16 +286,6 @@ impl DeviceError {
         };
         remedy.to_owned()
     }
-}
-
-/// Keeps what is secret in this process out of core files, and out of reach of this user's debuggers.
-///
-/// # Errors
-/// What the kernel says.
-pub fn guard_memory() -> std::io::Result<()> {
-    set_dumpable(false)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    Ok(())
 }
 
 /// Opens a device for its worker thread. `worker` counts from 0.
