@@ -6,6 +6,8 @@ mod supervisor;
 mod watch;
 
 use std::ffi::OsString;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +24,11 @@ use crate::device::launcher::{self, LauncherProcess};
 use crate::device::{self, DeviceConfig};
 use crate::front::grpc::{self, Readiness};
 use crate::front::http;
-use crate::front::listen::{self, BindError, Listener};
+use crate::front::listen::{BindError, Listener, Place};
 use crate::keyring::KeyringError;
 use crate::log;
 use crate::signer::{Audit, Cache, Devices, Exchanges, LiveKeyring, OpenError, Signer, TokenEndpoint};
 pub use confine::confine;
-use supervisor::Sockets;
 use watch::Watch;
 
 /// The launcher of device processes: what the daemon starts itself as, with [`DEVICE_LAUNCHER`]. Returns the exit code.
@@ -55,16 +56,17 @@ pub fn device_process(config: Option<&str>) -> anyhow::Result<u8> {
 /// # Errors
 /// What is wrong, and what to do about it.
 pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
-    let mut sockets = supervisor::sockets()?;
-    if sockets.grpc.is_none() {
+    let sockets = supervisor::sockets()?;
+    let socket = match sockets.grpc {
+        Some(socket) => Socket::Passed(socket),
         // Before this process is confined, and before the port for HTTP, which another daemon would have as well.
-        listen::prepare(&config.listen.grpc)?;
-    }
+        None => Socket::Ours(Place::take(&config.listen.grpc)?),
+    };
     let arguments: Vec<_> = logging.into_iter().chain([DEVICE_LAUNCHER.into()]).collect();
     let launcher = LauncherProcess::start(&program()?, &arguments, &config.devices, &config.path)
         .context("can't start the launcher of device processes")?;
     // A confined process can bind no port.
-    sockets.http = match config.listen.http {
+    let port = match config.listen.http {
         Some(address) => Some(sockets.http.map_or_else(|| http::bind(address), Ok)?),
         None => None,
     };
@@ -78,7 +80,7 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
         audit = audit.with_journal(journal).context("can't make a socket for audit.journal")?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let prepared = Prepared { sockets, exchanges, audit: audit.clone() };
+    let prepared = Prepared { socket, port, exchanges, audit: audit.clone() };
     let served = runtime.block_on(serve(config, Arc::new(launcher), prepared));
     // Device processes end with their handles; nothing else is worth waiting for.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -88,9 +90,16 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
 
 /// What there was before anybody was served.
 struct Prepared {
-    sockets: Sockets,
+    socket: Socket,
+    port: Option<TcpListener>,
     exchanges: Exchanges,
     audit: Audit,
+}
+
+/// The unix socket: bound by a supervisor, or by us once everything is there to serve.
+enum Socket {
+    Passed(UnixListener),
+    Ours(Place),
 }
 
 async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepared) -> anyhow::Result<()> {
@@ -99,11 +108,11 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
     let devices: Devices = config.devices.iter().map(|device| (device.name.clone(), start(device))).collect();
     let stamp = reload::stamp(&config.state_dir);
     let keyring = LiveKeyring::load(&config.state_dir, &devices).context("the keyring can't be used")?;
-    let listener = match prepared.sockets.grpc {
-        Some(socket) => Listener::adopt(socket, &config.listen.grpc)?,
-        None => Listener::bind(&config.listen.grpc, config.listen.mode, config.listen.group)?,
+    let listener = match prepared.socket {
+        Socket::Passed(socket) => Listener::adopt(socket, &config.listen.grpc)?,
+        Socket::Ours(place) => Listener::bind(place, config.listen.mode, config.listen.group)?,
     };
-    let port = prepared.sockets.http.map(http::Listener::new).transpose().context(NO_PORT)?;
+    let port = prepared.port.map(http::Listener::new).transpose().context(NO_PORT)?;
     let signer = Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), prepared.audit);
     let signer = Arc::new(signer.with_exchanges(prepared.exchanges));
     let health = Readiness::new().await;

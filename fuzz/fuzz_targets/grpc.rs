@@ -22,7 +22,7 @@ use signet::access::{Account, Glob, Operation, Policy, Rule};
 use signet::audit::{Fsync, Rotation};
 use signet::file::StateDir;
 use signet::front::grpc::{self, Readiness};
-use signet::front::listen::Listener;
+use signet::front::listen::{Listener, Place};
 use signet::key::{Algorithm, PublicKey};
 use signet::keyring::{KeyRecord, KeyState, Keyring};
 use signet::signer::{Audit, Cache, Devices, LiveKeyring, Signer};
@@ -163,7 +163,7 @@ impl Daemon {
         let keys = LiveKeyring::load(&StateDir::new(scratch.path("")), devices).unwrap();
         let signer = Arc::new(Signer::new(policy, keys, Cache::new(100), log));
         let socket = scratch.path(&format!("socket-{name}"));
-        let listener = Listener::bind(&socket, 0o600, None).unwrap();
+        let listener = Listener::bind(Place::take(&socket).unwrap(), 0o600, None).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(async move {
             let health = Readiness::new().await;

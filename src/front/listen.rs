@@ -34,13 +34,18 @@ pub struct Listener {
     _bound: Option<Bound>,
 }
 
+/// A place for the socket that is this process' own for as long as this is held: whoever holds it may take a stale socket's.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
 /// A socket of ours in the file system.
 #[derive(Debug)]
 struct Bound {
-    path: PathBuf,
+    place: Place,
     inode: (u64, u64),
-    /// Held for as long as the socket is ours: whoever has the lock may take a stale socket's place.
-    _lock: Flock<File>,
 }
 
 /// Why there is no socket.
@@ -90,21 +95,23 @@ impl BindError {
     }
 }
 
-/// Makes the folder of a socket that is to be bound, where it alone is missing, and makes sure that no other daemon has it.
-///
-/// # Errors
-/// [`BindError`].
-pub fn prepare(path: &Path) -> Result<(), BindError> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    match fs::create_dir(directory) {
-        // Whatever the umask: who may connect is for the mode of the socket to say.
-        Ok(()) => fs::set_permissions(directory, fs::Permissions::from_mode(0o755)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+impl Place {
+    /// Takes the place, in a folder that nobody else can change; makes that, where it alone is missing.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn take(path: &Path) -> Result<Self, BindError> {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        match fs::create_dir(directory) {
+            // Whatever the umask: who may connect is for the mode of the socket to say.
+            Ok(()) => fs::set_permissions(directory, fs::Permissions::from_mode(0o755)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+        .map_err(|source| BindError::Io { path: directory.to_owned(), source })?;
+        trust_directory(directory)?;
+        Ok(Self { path: path.to_owned(), _lock: lock(path)? })
     }
-    .map_err(|source| BindError::Io { path: directory.to_owned(), source })?;
-    trust_directory(directory)?;
-    lock(path).map(drop)
 }
 
 impl Listener {
@@ -112,10 +119,9 @@ impl Listener {
     ///
     /// # Errors
     /// [`BindError`]. A live socket is never taken over; one of ours that refuses connections is.
-    pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, BindError> {
-        let io = |source| BindError::Io { path: path.to_owned(), source };
-        trust_directory(path.parent().unwrap_or(Path::new("/")))?;
-        let lock = lock(path)?;
+    pub fn bind(place: Place, mode: u32, group: Option<u32>) -> Result<Self, BindError> {
+        let path = &place.path;
+        let io = |source| BindError::Io { path: path.clone(), source };
         clear_stale(path)?;
         // Until mode and group are set, nobody but this user may connect.
         let before = umask(Mode::from_bits_truncate(0o177));
@@ -125,8 +131,7 @@ impl Listener {
         std::os::unix::fs::chown(path, None, group).map_err(io)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io)?;
         let metadata = fs::symlink_metadata(path).map_err(io)?;
-        let inode = (metadata.dev(), metadata.ino());
-        let bound = Bound { path: path.to_owned(), inode, _lock: lock };
+        let bound = Bound { inode: (metadata.dev(), metadata.ino()), place };
         Ok(Self { socket, connections: Shares::of_connections(), throttle: Arc::default(), _bound: Some(bound) })
     }
 
@@ -186,8 +191,8 @@ impl Listener {
 impl Drop for Bound {
     fn drop(&mut self) {
         let ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.inode;
-        if fs::symlink_metadata(&self.path).is_ok_and(ours) {
-            let _ = fs::remove_file(&self.path);
+        if fs::symlink_metadata(&self.place.path).is_ok_and(ours) {
+            let _ = fs::remove_file(&self.place.path);
         }
     }
 }
@@ -374,7 +379,7 @@ mod tests {
             }
             let bind = || {
                 let path = path.clone();
-                tokio::task::spawn_blocking(move || Listener::bind(&path, 0o600, None))
+                tokio::task::spawn_blocking(move || Listener::bind(Place::take(&path)?, 0o600, None))
             };
             let (first, second) = tokio::join!(bind(), bind());
             let (first, second) = (first.unwrap(), second.unwrap());
