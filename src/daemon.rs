@@ -22,9 +22,8 @@ use crate::config::{Checkpoints, Config, ConfigError, Exchange};
 use crate::device::handle::{Handle, Start};
 use crate::device::launcher::{self, LauncherProcess};
 use crate::device::{self, DeviceConfig};
-use crate::front::grpc::{self, Readiness};
+use crate::front::grpc::{self, Listener, Place, Readiness};
 use crate::front::http;
-use crate::front::listen::{BindError, Listener, Place};
 use crate::keyring::KeyringError;
 use crate::log;
 use crate::signer::{Audit, Cache, Devices, Exchanges, LiveKeyring, OpenError, Signer, TokenEndpoint};
@@ -229,7 +228,7 @@ pub fn remedy(error: &anyhow::Error) -> Option<String> {
     }
     let remedy = if let Some(error) = error.downcast_ref::<KeyringError>() {
         error.remedy()
-    } else if let Some(error) = error.downcast_ref::<BindError>() {
+    } else if let Some(error) = error.downcast_ref::<grpc::BindError>() {
         error.remedy()
     } else if let Some(error) = error.downcast_ref::<http::BindError>() {
         error.remedy()

@@ -4,11 +4,7 @@ mod admission;
 pub mod grpc;
 pub mod http;
 mod iam;
-mod identity;
 mod limits;
-pub mod listen;
-mod peer;
-mod stream;
 mod throttle;
 
 use std::future::Future;

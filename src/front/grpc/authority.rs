@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conduct::Conduct;
-use crate::front::listen::{Awaited, Connection};
+use super::listen::{Awaited, Connection};
 
 /// A connection whose authorities are ones.
 pub(super) struct Mended {

@@ -3,10 +3,14 @@
 mod authority;
 mod conduct;
 mod iam;
+mod identity;
 mod limits;
+mod listen;
+mod peer;
 mod rpc;
 mod signer;
 mod status;
+mod stream;
 mod upload;
 
 use std::convert::Infallible;
@@ -26,11 +30,12 @@ use tonic::codegen::{BoxFuture, Service};
 use tonic::server::NamedService;
 
 use super::admission::User;
-use super::identity::Identities;
-use super::listen::{Connection, Listener};
 use crate::proto;
 use crate::signer::Signer;
 use authority::Mended;
+use identity::Identities;
+use listen::Connection;
+pub use listen::{BindError, Listener, Place};
 use rpc::Peer;
 pub use status::Readiness;
 use upload::Uploads;

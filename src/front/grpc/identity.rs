@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_lc_rs::digest::{Context, SHA256};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::super::throttle::LogThrottle;
 use super::listen::Connection;
 use super::peer;
-use super::throttle::LogThrottle;
 use crate::access::{Executable, Sought};
 use crate::file::Stamp;
 

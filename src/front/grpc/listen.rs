@@ -16,10 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixListener;
 use tokio::time::{Instant, Sleep};
 
-use super::admission::{Share, Shares, User};
+use super::super::admission::{Share, Shares, User};
+use super::super::throttle::{LogThrottle, accept_failed};
 use super::peer;
 use super::stream::Stream;
-use super::throttle::{LogThrottle, accept_failed};
 use crate::access::{Caller, Executable};
 use crate::file;
 use crate::trust::{self, Untrusted};
