@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::frames::{HEADERS, PADDED};
+
 /// What is left to a client, by the frames that it sent (RFC 9113, 6).
 pub(super) struct Conduct {
     /// Frames that ask for nothing, such as PING and SETTINGS.
@@ -76,10 +78,8 @@ const FOR_A_REQUEST: u32 = 4;
 const REFILLED: Duration = Duration::from_secs((AT_ONCE / A_SECOND) as u64);
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const END_STREAM: u8 = 1;
-const PADDED: u8 = 8;
 /// A part of a message that is shorter has to be its last: to take it costs more than to send it.
 const SHORT: usize = 256;
 

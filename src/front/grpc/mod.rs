@@ -2,6 +2,7 @@
 
 mod authority;
 mod conduct;
+mod frames;
 mod iam;
 mod identity;
 mod limits;
@@ -32,7 +33,7 @@ use tonic::server::NamedService;
 use super::admission::User;
 use crate::proto;
 use crate::signer::Signer;
-use authority::Mended;
+use frames::Followed;
 use identity::Identities;
 use listen::Connection;
 pub use listen::{BindError, Listener, Place};
@@ -109,7 +110,7 @@ impl Services {
             .max_concurrent_streams(limits::STREAMS)
             .max_header_list_size(limits::HEADERS)
             .max_send_buf_size(limits::UNTAKEN);
-        let mut serving = std::pin::pin!(http2.serve_connection(TokioIo::new(Mended::new(connection)), service));
+        let mut serving = std::pin::pin!(http2.serve_connection(TokioIo::new(Followed::new(connection)), service));
         let ended = tokio::select! {
             biased;
             ended = &mut serving => ended,
