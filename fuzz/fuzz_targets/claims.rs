@@ -13,9 +13,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(text) = str::from_utf8(data) else { return };
     let Ok(claims) = Claims::parse(text) else { return };
     let asked: Value = serde_json::from_str(text).expect("it is JSON to others too");
-    let Ok(claims) = claims.for_account(&account(), now()) else { return };
-    let input =
-        signing_input(&claims, Algorithm::Rs256, &"k".parse().unwrap()).expect("what fits the account is signed");
+    let Some(input) = signing_input(&claims, Algorithm::Rs256, &"k".parse().unwrap()) else { return };
     let signed = payload(&input);
     nobody_else_speaks(&signed);
     let exp = signed["exp"].as_u64().unwrap();

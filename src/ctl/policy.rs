@@ -191,10 +191,7 @@ impl Asked {
         let header = Header { algorithm: Algorithm::Rs256, kid: &kid };
         match self {
             Self::Blob(_) | Self::Digest => Ok(()),
-            Self::Claims(claims) => {
-                let claims = claims.clone().for_account(&permit.account().email, now)?;
-                UnsignedJwt::of_claims(permit, header, &claims, now).map(drop)
-            }
+            Self::Claims(claims) => UnsignedJwt::of_claims(permit, header, claims, now).map(drop),
             Self::AccessToken(target) => UnsignedJwt::access_token(permit, header, target, now).map(drop),
             Self::IdToken(audience) => UnsignedJwt::id_token(permit, header, audience, false, now).map(drop),
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::{MAX_LIFETIME, json};
+use super::json;
 use crate::access::{AccountEmail, ClaimValue, JUDGED_CLAIMS, Operation, Request};
 
 /// The claims of a caller: one JSON object, within the limits, without a duplicate member at any depth, its
@@ -13,7 +13,6 @@ use crate::access::{AccountEmail, ClaimValue, JUDGED_CLAIMS, Operation, Request}
 #[derive(Clone, Debug)]
 pub struct Claims {
     members: json::Members,
-    exp_added: bool,
 }
 
 impl Claims {
@@ -26,7 +25,7 @@ impl Claims {
         for (name, value) in &members {
             check_member(name, value).map_err(|what| InvalidClaims::of(name, what))?;
         }
-        Ok(Self { members, exp_added: false })
+        Ok(Self { members })
     }
 
     /// The members, in their order.
@@ -65,8 +64,7 @@ impl Claims {
     /// How long they are good for from `now` on, where the caller chose it by an `exp`.
     #[must_use]
     pub fn lifetime(&self, now: SystemTime) -> Option<Duration> {
-        let exp = self.number("exp").filter(|_exp| !self.exp_added)?;
-        Some(Duration::from_secs(exp.saturating_sub(seconds(now))))
+        self.number("exp").map(|exp| Duration::from_secs(exp.saturating_sub(seconds(now))))
     }
 
     /// What policy is asked before they are signed, in whichever rpc they came.
@@ -77,32 +75,18 @@ impl Claims {
         Request { audiences, scopes, claims, lifetime, ..Request::new(account, Operation::SignJwt) }
     }
 
-    /// Makes the claims fit to be signed for an account: `iss`, `sub`, `email` and their like may only be its own;
-    /// `exp` is added where absent, and never past nor over 12 hours ahead.
-    ///
-    /// # Errors
-    /// [`InvalidClaims`].
-    pub fn for_account(self, account: &AccountEmail, now: SystemTime) -> Result<Self, InvalidClaims> {
-        let claims = self.expiring(MAX_LIFETIME, now);
-        claims.check(account, now)?;
-        Ok(claims)
-    }
-
-    /// The claims with an `exp` this far ahead, unless the caller chose one.
-    pub(super) fn expiring(mut self, lifetime: Duration, now: SystemTime) -> Self {
-        if self.exp_added {
-            self.members.retain(|(name, _)| name != "exp");
-        }
+    /// The claims as they are signed for an account: `iss`, `sub`, `email` and their like may only be its own; `exp` is
+    /// never past nor over 12 hours ahead. Where the caller chose none, it is this far ahead.
+    pub(super) fn for_account(
+        mut self,
+        account: &AccountEmail,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, InvalidClaims> {
         if self.member("exp").is_none() {
             let exp = seconds(now).saturating_add(lifetime.as_secs());
             self.members.push(("exp".to_owned(), exp.into()));
-            self.exp_added = true;
         }
-        self
-    }
-
-    /// Whether they are fit to be signed for an account, as [`Self::for_account`] makes them.
-    pub(super) fn check(&self, account: &AccountEmail, now: SystemTime) -> Result<(), InvalidClaims> {
         for name in OWN {
             if self.member(name).is_some_and(|value| value.as_str() != Some(account.as_str())) {
                 return Err(InvalidClaims::of(name, "only the account's own email may stand here"));
@@ -120,7 +104,7 @@ impl Claims {
                 return Err(InvalidClaims::of(name, "after exp"));
             }
         }
-        Ok(())
+        Ok(self)
     }
 
     /// `exp`, or 0 where there is none.
@@ -233,6 +217,7 @@ const MAX_AHEAD: Duration = Duration::from_secs(12 * 3600);
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::MAX_LIFETIME;
     use super::*;
 
     const NOW: u64 = 1_790_000_000;
@@ -245,12 +230,16 @@ mod tests {
         "a@x".parse().unwrap()
     }
 
+    fn fit(text: &str) -> Result<Claims, InvalidClaims> {
+        Claims::parse(text)?.for_account(&account(), MAX_LIFETIME, now())
+    }
+
     fn refusal(text: &str) -> String {
-        Claims::parse(text).and_then(|claims| claims.for_account(&account(), now())).expect_err(text).to_string()
+        fit(text).expect_err(text).to_string()
     }
 
     fn signed(text: &str) -> String {
-        Claims::parse(text).unwrap().for_account(&account(), now()).unwrap().to_json()
+        fit(text).unwrap().to_json()
     }
 
     #[test]
@@ -345,11 +334,10 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_added_and_does_not_count_as_chosen() {
+    fn exp_is_added_where_the_caller_chose_none() {
         assert_eq!(signed("{}"), format!(r#"{{"exp":{}}}"#, NOW + 3600));
-        let claims = |text: &str| Claims::parse(text).unwrap().for_account(&account(), now()).unwrap();
-        assert_eq!(claims("{}").lifetime(now()), None);
-        let chosen = claims(&format!(r#"{{"exp":{}}}"#, NOW + 60));
+        assert_eq!(Claims::parse("{}").unwrap().lifetime(now()), None);
+        let chosen = Claims::parse(&format!(r#"{{"exp":{}}}"#, NOW + 60)).unwrap();
         assert_eq!(chosen.lifetime(now()), Some(Duration::from_secs(60)));
     }
 
@@ -424,9 +412,7 @@ mod tests {
         /// Whatever is signed is the account's own, within 12 hours, and reads alike when it is read again.
         #[test]
         fn whatever_is_signed_is_fit(text in r#"\{("(iss|sub|aud|exp|iat|k|\\u0073ub)":(1|1790000100|1e3|null|"a@x"|"b@x"|\[\]|\["q"\]|\{"z":1,"y":2\}),?){0,4}\}"#) {
-            let Ok(claims) = Claims::parse(&text).and_then(|claims| claims.for_account(&account(), now())) else {
-                return Ok(());
-            };
+            let Ok(claims) = fit(&text) else { return Ok(()) };
             let json = claims.to_json();
             let read: serde_json::Map<String, Value> = serde_json::from_str(&json).unwrap();
             for name in OWN {

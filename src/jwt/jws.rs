@@ -12,8 +12,8 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::Header;
 use super::claims::Claims;
+use super::{Header, MAX_LIFETIME};
 use crate::access::AccountEmail;
 use crate::key::{Algorithm, KeyId};
 
@@ -57,7 +57,7 @@ fn canonical(blob: &[u8], account: &AccountEmail, now: SystemTime) -> Result<Cla
     if claims.lifetime(now).is_none() {
         return Err("exp: it is missing".to_owned());
     }
-    claims.for_account(account, now).map_err(|invalid| invalid.to_string())
+    claims.for_account(account, MAX_LIFETIME, now).map_err(|invalid| invalid.to_string())
 }
 
 fn decoded(part: &str) -> Result<String, String> {

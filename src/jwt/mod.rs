@@ -64,11 +64,11 @@ pub struct Jwt {
 }
 
 impl UnsignedJwt {
-    /// A JWT of a caller's claims, already made fit for the permit's account by [`Claims::for_account`]. An `exp` that
-    /// was added there is brought within the rule's limit.
+    /// A JWT of a caller's claims. Where they have no `exp` it is an hour ahead, or as far as the rule allows.
     ///
     /// # Errors
-    /// [`InvalidClaims`] where the permit is for something else or its lifetime is exceeded.
+    /// [`InvalidClaims`] where the permit is for something else or its lifetime is exceeded, where they name somebody else
+    /// than the permit's account, and where `exp` is past or over 12 hours ahead.
     pub fn of_claims(
         permit: &Permit,
         header: Header<'_>,
@@ -77,12 +77,12 @@ impl UnsignedJwt {
     ) -> Result<Self, InvalidClaims> {
         demand(permit, Operation::SignJwt)?;
         let limit = permit.lifetime().limit;
-        let claims = claims.clone().expiring(limit.map_or(MAX_LIFETIME, |limit| limit.min(MAX_LIFETIME)), now);
-        claims.check(&permit.account().email, now)?;
+        let lifetime = limit.map_or(MAX_LIFETIME, |limit| limit.min(MAX_LIFETIME));
+        let fit = claims.clone().for_account(&permit.account().email, lifetime, now)?;
         if limit.is_some_and(|limit| claims.lifetime(now).is_some_and(|lifetime| lifetime > limit)) {
             return Err(InvalidClaims::of("exp", "beyond what the rule allows"));
         }
-        Ok(Self::new(header, &claims.to_json(), claims.exp()))
+        Ok(Self::new(header, &fit.to_json(), fit.exp()))
     }
 
     /// A JWT access token (AIP-4111): iss = sub = the account's email, `aud` or `scope`, iat, exp.
@@ -329,7 +329,7 @@ mod tests {
     }
 
     fn claims(text: &str) -> Claims {
-        Claims::parse(text).unwrap().for_account(&email(), now()).unwrap()
+        Claims::parse(text).unwrap()
     }
 
     #[test]
@@ -456,8 +456,7 @@ mod tests {
             let id = signed_by(|header| UnsignedJwt::id_token(&permit, header, "b", true, now()));
             assert_eq!(id.is_ok(), operation == Operation::MintIdToken);
         }
-        let others = Claims::parse(r#"{"iss":"b@x"}"#).unwrap().for_account(&"b@x".parse().unwrap(), now()).unwrap();
-        assert!(of_claims(&permit(Operation::SignJwt, None, None), &others).is_err());
+        assert!(of_claims(&permit(Operation::SignJwt, None, None), &claims(r#"{"iss":"b@x"}"#)).is_err());
     }
 
     #[test]
@@ -483,9 +482,9 @@ mod tests {
         ) {
             let text = format!("{{\"{name}\":{value}}}");
             let ours = r#"{"alg":"RS256","typ":"JWT","kid":"kid-1"}"#;
-            let fit = Claims::parse(&text).and_then(|claims| claims.for_account(&email(), now()));
-            if let Ok(fit) = fit {
-                let unsigned = of_claims(&permit(Operation::SignJwt, None, None), &fit).unwrap();
+            let unsigned = Claims::parse(&text)
+                .and_then(|claims| of_claims(&permit(Operation::SignJwt, None, None), &claims));
+            if let Ok(unsigned) = unsigned {
                 let (header, claims) = parts(&unsigned);
                 prop_assert_eq!(header, ours);
                 let read: serde_json::Map<String, Value> = serde_json::from_str(&claims).unwrap();

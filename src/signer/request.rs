@@ -161,9 +161,7 @@ impl Body {
         let header = Header { algorithm: key.algorithm(), kid: key.kid() };
         match self {
             Self::Claims(claims) => {
-                let fit = claims.clone().for_account(&permit.account().email, now);
-                let unsigned = fit.and_then(|claims| UnsignedJwt::of_claims(permit, header, &claims, now));
-                unsigned.map_err(|error| invalid("claims", error))
+                UnsignedJwt::of_claims(permit, header, claims, now).map_err(|error| invalid("claims", error))
             }
             Self::AccessToken { target, .. } => {
                 UnsignedJwt::access_token(permit, header, target, now).map_err(|error| invalid("target", error))
