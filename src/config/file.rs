@@ -235,7 +235,10 @@ impl<'de> Deserialize<'de> for Principal {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Principal, E> {
-                Ok(text.parse().map_or_else(|_not_a_number| Principal::Name(text.to_owned()), Principal::Number))
+                match text.parse() {
+                    Ok(number) => self.visit_i64(number),
+                    Err(_not_a_number) => Ok(Principal::Name(text.to_owned())),
+                }
             }
 
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Principal, E> {
@@ -475,7 +478,7 @@ mod tests {
         let users = parse(text).unwrap().allow.remove(0).users.unwrap().into_inner();
         let users: Vec<_> = users.into_iter().map(Spanned::into_inner).collect();
         assert_eq!(users, [Principal::Name("app".to_owned()), Principal::Number(1000), Principal::Number(1001)]);
-        for bad in ["-1", "4294967295", "1.0", "true", "[1]"] {
+        for bad in ["-1", "4294967295", "'4294967295'", "1.0", "true", "[1]"] {
             let text = format!("[[allow]]\nusers = [{bad}]\naccounts = ['a@b']\noperations = ['sign-jwt']\n");
             assert!(error(&text).starts_with("signet.toml: line 2: allow.users: "), "{}", error(&text));
         }
