@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use signet::key::sha256;
 use signet::proto::{self, mint_jwt_access_token_request as mint};
 use tonic::Code;
 
@@ -16,16 +17,12 @@ use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon, payload, reason};
 use crate::support::signetctl;
 use crate::support::softhsm::SoftHsm;
 
-fn sha256(bytes: &[u8]) -> String {
-    signet::key::hexadecimal(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
-}
-
-/// Runs `signetctl audit verify`; returns its exit code and what it said.
 fn verified(daemon: &TestDaemon) -> (Option<i32>, String) {
     verified_with(daemon, &[])
 }
 
-fn verified_with(daemon: &TestDaemon, more: &[&str]) -> (Option<i32>, String) {
+/// Runs `signetctl audit verify`; returns its exit code and what it said.
+pub(crate) fn verified_with(daemon: &TestDaemon, more: &[&str]) -> (Option<i32>, String) {
     let output = signetctl(&daemon.config_file()).args(["audit", "verify"]).args(more).output().unwrap();
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }

@@ -11,9 +11,10 @@ use signet::proto::{SignBlobRequest, sign_blob_request};
 use tonic::Code;
 use tonic_health::ServingStatus;
 
+use crate::audit::verified_with;
 use crate::support::daemon::{NO_DEVICE, TestDaemon, payload};
+use crate::support::eventually;
 use crate::support::softhsm::SoftHsm;
-use crate::support::{eventually, signetctl};
 
 /// With a checkpoint every three records, for an account with which nobody may sign digests.
 fn config(more: &str) -> String {
@@ -44,12 +45,6 @@ async fn sign_three(daemon: &TestDaemon) {
     eventually("a checkpoint", async || checkpoints(daemon).len() > before).await;
 }
 
-/// Runs `signetctl audit verify`; returns its exit code and what it said.
-fn verified(daemon: &TestDaemon, more: &[&str]) -> (Option<i32>, String) {
-    let output = signetctl(&daemon.config_file()).args(["audit", "verify"]).args(more).output().unwrap();
-    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
-}
-
 /// A log of the same records, but for what is changed in them, its chain made anew.
 fn rewritten(log: &str, change: impl Fn(&mut Map<String, Value>, &Head)) -> String {
     let (mut head, mut lines) = (Head::start(), Vec::new());
@@ -72,11 +67,11 @@ async fn the_device_signs_how_far_the_log_has_come_and_nobody_writes_it_anew() {
     let Some((_token, mut daemon, kid)) = on_softhsm().await else { return };
     sign_three(&daemon).await;
     sign_three(&daemon).await;
-    let (exit, said) = verified(&daemon, &[]);
+    let (exit, said) = verified_with(&daemon, &[]);
     assert!(exit == Some(0) && said.contains("checkpoints 2, signed up to record 7"), "{said}");
     let certificate = daemon.state().join(format!("certificates/{kid}.pem"));
     let certificate = certificate.to_str().unwrap();
-    assert_eq!(verified(&daemon, &["--certificate", certificate]).0, Some(0));
+    assert_eq!(verified_with(&daemon, &["--certificate", certificate]).0, Some(0));
 
     assert!(daemon.stop().success());
     let log = fs::read_to_string(daemon.audit_file()).unwrap();
@@ -109,7 +104,7 @@ async fn the_device_signs_how_far_the_log_has_come_and_nobody_writes_it_anew() {
     ] {
         fs::write(daemon.audit_file(), log).unwrap();
         fs::write(Head::noted_beside(&daemon.audit_file()), note).unwrap();
-        let (exit, said) = verified(&daemon, &["--quiet"]);
+        let (exit, said) = verified_with(&daemon, &["--quiet"]);
         assert!(exit == Some(5) && said.contains(expected), "{said}");
     }
 }
@@ -131,7 +126,7 @@ async fn a_log_that_begins_elsewhere_with_an_old_checkpoint_is_no_signed_one() {
     fs::remove_file(Head::noted_beside(&daemon.audit_file())).unwrap();
     let certificate = daemon.state().join(format!("certificates/{kid}.pem"));
     for more in [&[][..], &["--certificate", certificate.to_str().unwrap()]] {
-        let (exit, said) = verified(&daemon, more);
+        let (exit, said) = verified_with(&daemon, more);
         assert!(exit == Some(5) && said.contains("no checkpoint stands behind"), "{said}");
     }
     daemon.spawn();
@@ -161,7 +156,7 @@ async fn no_caller_gets_a_checkpoint_signed() {
     let removed = text.replace("checkpoint_every = 3\n", "");
     for intact in [&moved, &removed] {
         daemon.configure(intact);
-        let (exit, said) = verified(&daemon, &[]);
+        let (exit, said) = verified_with(&daemon, &[]);
         assert!(exit == Some(0) && said.contains("checkpoints 1"), "{said}");
     }
     // Until a restart, the account is the one that signs.
@@ -173,7 +168,7 @@ async fn no_caller_gets_a_checkpoint_signed() {
     let input = Some(sign_blob_request::Input::Digest(vec![0; 32].into()));
     let refused = daemon.client().sign_blob(SignBlobRequest { input, ..payload(b"") }).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    let (exit, said) = verified(&daemon, &[]);
+    let (exit, said) = verified_with(&daemon, &[]);
     assert!(exit == Some(5) && said.contains("was signed by no key that is known"), "{said}");
 }
 
