@@ -1,9 +1,9 @@
 //! Patterns of texts.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// A pattern in which `*` stands for any run of characters, none included; every other character for itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Glob(String);
 
 impl Glob {

@@ -13,6 +13,7 @@ use super::progress::Progress;
 use super::{Global, client, confirm};
 use crate::access::AccountEmail;
 use crate::device::DeviceKind;
+use crate::key::DeviceName;
 use crate::keyring::Keyring;
 use crate::proto::mint_jwt_access_token_request::Target;
 use crate::proto::sign_blob_request::Input;
@@ -61,7 +62,7 @@ struct Asker {
 /// The key that answered, and what it is in where the configuration tells.
 struct Found {
     kid: String,
-    device: Option<(String, bool)>,
+    device: Option<(DeviceName, bool)>,
 }
 
 /// What came of it.
@@ -163,12 +164,12 @@ impl Asker {
 }
 
 /// The device that holds a key, and whether it is a TPM. None where the configuration or the keyring can't be read.
-fn device_of(global: &Global, kid: &str) -> Option<(String, bool)> {
+fn device_of(global: &Global, kid: &str) -> Option<(DeviceName, bool)> {
     let config = global.load().ok()?;
     let keyring = Keyring::load(&config.state_dir).ok()?;
     let key = keyring.keys.iter().find(|key| key.kid.as_str() == kid)?;
-    let device = config.devices.iter().find(|device| device.name == key.device)?;
-    Some((device.name.to_string(), matches!(device.kind, DeviceKind::Tpm(_))))
+    let device = config.device(&key.device)?;
+    Some((device.name.clone(), matches!(device.kind, DeviceKind::Tpm(_))))
 }
 
 impl Found {

@@ -295,7 +295,7 @@ fn of_keyring(config: &Config) -> Vec<Finding> {
                 format!("add it to {}", config.path.display()),
             ));
         }
-        if !config.policy.accounts().iter().any(|account| account.email == key.account) {
+        if config.policy.account(&key.account).is_none() {
             findings.push(Finding::bad(
                 format!("key {kid}: its account {} is not configured", key.account),
                 format!("add it to {}", config.path.display()),

@@ -111,7 +111,7 @@ pub struct ListedKey {
 }
 
 /// What a device is and can do, for `signetctl device show`: names and values, in the order to print them.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Debug)]
 pub struct Description(pub Vec<(String, String)>);
 
 /// A private key on its way into a device: the numbers of RFC 8017, A.1.2 or of RFC 5915, big-endian, zeroised on drop.

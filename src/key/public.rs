@@ -173,21 +173,17 @@ impl PublicNumbers {
                 let [0x04, point @ ..] = bits else {
                     return Err(InvalidKey::PublicKey("the EC point is not uncompressed".to_owned()));
                 };
-                let (Some(x), Some(y)) = (point.first_chunk(), point.last_chunk()) else {
-                    return Err(InvalidKey::Unsupported("an EC key that is not on P-256".to_owned()));
-                };
-                if curve != PRIME256V1 || point.len() != 64 {
-                    return Err(InvalidKey::Unsupported("an EC key that is not on P-256".to_owned()));
+                match (point.first_chunk(), point.last_chunk()) {
+                    (Some(x), Some(y)) if curve == PRIME256V1 && point.len() == 64 => Ok(Self::EcP256 { x: *x, y: *y }),
+                    _ => Err(InvalidKey::Unsupported("an EC key that is not on P-256".to_owned())),
                 }
-                Ok(Self::EcP256 { x: *x, y: *y })
             }
             other => Err(InvalidKey::Unsupported(format!("the key algorithm {other}"))),
         }
     }
 
     fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Self, InvalidKey> {
-        let numbers = Self::Rsa { modulus: trimmed(modulus).to_vec(), exponent: trimmed(exponent).to_vec() };
-        let Self::Rsa { modulus, exponent } = &numbers else { return Ok(numbers) };
+        let (modulus, exponent) = (trimmed(modulus), trimmed(exponent));
         let bits = bit_length(modulus);
         if !RSA_BITS.contains(&bits) {
             return Err(InvalidKey::Unsupported(format!("an RSA key of {bits} bits; 2048 to 4096 are")));
@@ -196,7 +192,7 @@ impl PublicNumbers {
         if !odd(modulus) || !odd(exponent) || !RSA_EXPONENT_BITS.contains(&bit_length(exponent)) {
             return Err(InvalidKey::Unsupported("an RSA key with this public exponent; 65537 is usual".to_owned()));
         }
-        Ok(numbers)
+        Ok(Self::Rsa { modulus: modulus.to_vec(), exponent: exponent.to_vec() })
     }
 
     fn to_spki(&self) -> Result<Vec<u8>, InvalidKey> {

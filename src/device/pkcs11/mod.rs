@@ -155,7 +155,7 @@ impl TokenSession {
             Some(CkKeyType::RSA) => KeyType::Rsa,
             // Where a module does not tell the curve of a private key, its public half is asked for it.
             Some(CkKeyType::EC) if ec_params(&attributes).is_none_or(|curve| curve == PRIME256V1) => KeyType::EcP256,
-            Some(CkKeyType::EC) => return Err(DeviceError::Unsupported("an EC key that is not on P-256".to_owned())),
+            Some(CkKeyType::EC) => return Err(not_p256()),
             _ => return Err(DeviceError::Unsupported("a key that is neither RSA nor EC".to_owned())),
         };
         Ok(Key { handle, key_type, always_authenticate })

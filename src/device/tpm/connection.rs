@@ -14,7 +14,7 @@ use tss_esapi::traits::UnMarshall as _;
 use tss_esapi::tss2_esys::{TPM2B_DIGEST, TPMT_TK_HASHCHECK};
 use tss_esapi::{Context, constants::tss};
 
-use super::{classified, code, public, raw_rc, tcti, unauthorised};
+use super::{classified, public, raw_rc, tcti, unauthorised};
 use crate::device::tss2::Tss2Key;
 use crate::device::{DeviceError, Pin, TpmConfig, TpmParent, TpmSession};
 use crate::key::{Algorithm, Digest, KeyLocator, PublicKey, Signature, hexadecimal};
@@ -171,7 +171,7 @@ impl Connection {
     ) -> tss_esapi::Result<T> {
         loop {
             match call(&mut self.context) {
-                Err(error) if raw_rc(&error) == Some(code::OBJECT_MEMORY) && self.flush_oldest() => {}
+                Err(error) if raw_rc(&error) == Some(OBJECT_MEMORY) && self.flush_oldest() => {}
                 done => return done,
             }
         }
@@ -308,3 +308,5 @@ fn unhashed_ticket() -> tss_esapi::Result<HashcheckTicket> {
 }
 
 const LONGEST_AUTH: usize = 32;
+/// TPM_RC_OBJECT_MEMORY: every slot is taken.
+const OBJECT_MEMORY: u32 = 0x902;

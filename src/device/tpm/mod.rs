@@ -178,12 +178,6 @@ fn raw_rc(error: &tss_esapi::Error) -> Option<u32> {
     u32::from_str_radix(innermost.rsplit_once("0x")?.1, 16).ok()
 }
 
-/// Response codes that mean something of their own where they occur; [`fault::tpm`] knows the rest.
-mod code {
-    /// TPM_RC_OBJECT_MEMORY: every slot is taken.
-    pub(super) const OBJECT_MEMORY: u32 = 0x902;
-}
-
 #[cfg(test)]
 mod tests {
     use tss_esapi::structures::Public;

@@ -177,6 +177,7 @@ fn refused(error: &SignError) -> Reply {
     let (status, _) = reply::status(error);
     reply::retry(reply::text(status, format!("{error}\n")), error)
 }
+
 /// Where a user has no account, clients show this instead of a token.
 const NOBODYS: &str = "there is nothing of this name: no rule of signetd's configuration lets this user use this account; \
                        `default` is the default account, or the only one that the rules let the user use\n";
