@@ -1,4 +1,5 @@
-//! Files of state: where they stand, that they are ours alone, and written whole or not at all.
+//! Files of state: where they stand, that they are ours alone, and written whole or not at all. How a file is opened where
+//! something else may stand.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write as _};
