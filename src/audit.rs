@@ -57,12 +57,12 @@ impl Rotation {
 }
 
 /// What stands in front of every line's own fields: its place in the chain.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Link {
+#[derive(Deserialize)]
+struct Link {
     /// SHA-256 of the line before, without its newline, in hexadecimal; 64 zeros before the first line of all.
-    pub prev: String,
+    prev: String,
     /// Counted from 1.
-    pub seq: u64,
+    seq: u64,
 }
 
 /// The end of a chain: what the next line is linked to.

@@ -148,8 +148,7 @@ impl Audit {
     }
 
     /// Whether the last record could be written.
-    #[must_use]
-    pub fn is_writable(&self) -> bool {
+    pub(super) fn is_writable(&self) -> bool {
         self.writer.is_writable()
     }
 

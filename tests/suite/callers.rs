@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use nix::sys::signal::Signal;
+use signet::key::sha256;
 use signet::proto::signer_client::SignerClient;
 use signet::proto::{self, sign_blob_request as blob};
 use tonic::transport::Channel;
@@ -69,7 +69,7 @@ fn signetctl() -> &'static str {
 
 #[tokio::test]
 async fn an_executable_is_known_by_its_path_and_its_contents() {
-    let right = signet::key::hexadecimal(digest(&SHA256, &fs::read(signetctl()).unwrap()).as_ref());
+    let right = sha256(&fs::read(signetctl()).unwrap());
     let wrong = right.chars().rev().collect::<String>();
     let rule = |executable: &str| format!("users = [{{uid}}]\nexecutables = [{executable}]");
     let path = signetctl();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use signet::key::{Digest, Hash, hexadecimal};
+use signet::key::sha256;
 use tonic_health::ServingStatus;
 
 use crate::support::daemon::TestDaemon;
@@ -194,7 +194,7 @@ async fn googles_libraries_get_what_the_rules_allow_while_a_tpm_goes_and_comes_b
     }
     claims("first", ask(libraries, "again"));
     for library in &*libraries {
-        let asked = hexadecimal(Digest::of(Hash::Sha256, short.replace("{name}", library.name).as_bytes()).as_bytes());
+        let asked = sha256(short.replace("{name}", library.name).as_bytes());
         let what = format!("{} refreshes", library.name);
         let lines = async || daemon.audit().iter().filter(|line| line["scope_sha256"] == asked).count();
         eventually(&what, async || lines().await >= 2).await;
