@@ -68,7 +68,7 @@ async fn the_daemon_can_open_its_own_files_and_no_pin_token_device_or_program() 
 #[tokio::test]
 async fn every_thread_of_the_daemon_and_of_its_devices_is_confined() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let device = daemon.device_process();
     for (pid, threads) in [(daemon.pid().to_string(), 3), (device.to_string(), 2)] {
         let mut seen = 0;
         for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
@@ -90,7 +90,7 @@ async fn a_device_that_needs_more_is_left_alone_and_the_log_says_so() {
     daemon.spawn();
     daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
     daemon.wait_for_log("sandbox = \"off\"");
-    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let device = daemon.device_process();
     let status = fs::read_to_string(format!("/proc/{device}/status")).unwrap();
     assert!(status.contains("Seccomp:\t0"), "{status}");
 }
@@ -98,13 +98,13 @@ async fn a_device_that_needs_more_is_left_alone_and_the_log_says_so() {
 #[tokio::test]
 async fn a_device_process_that_dies_is_started_again_by_the_launcher_which_ends_with_the_daemon() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };
-    let [first] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let first = daemon.device_process();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), Signal::SIGKILL).unwrap();
     daemon.wait_for_log("lost a device process");
     let input = Some(blob::Input::Payload(b"message".to_vec().into()));
     let request = proto::SignBlobRequest { account: String::new(), input, algorithm: 0 };
     daemon.client().sign_blob(request).await.unwrap();
-    let [second] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let second = daemon.device_process();
     let status = fs::read_to_string(format!("/proc/{second}/status")).unwrap();
     let launcher = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap().to_owned();
     daemon.signal(Signal::SIGKILL);
@@ -126,7 +126,7 @@ async fn a_device_process_that_dies_is_started_again_by_the_launcher_which_ends_
 #[tokio::test]
 async fn without_its_launcher_the_daemon_ends() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };
-    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let device = daemon.device_process();
     let status = fs::read_to_string(format!("/proc/{device}/status")).unwrap();
     let launcher = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(launcher), Signal::SIGKILL).unwrap();

@@ -99,7 +99,7 @@ fn the_watchdog_is_fed_by_a_device_that_answers_and_not_by_one_that_hangs() {
     let supervisor = Supervisor::of(&mut daemon, &[("WATCHDOG_USEC", "1000000")]);
     supervisor.until("WATCHDOG=1");
     supervisor.until("READY=1");
-    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    let device = daemon.device_process();
     kill(Pid::from_raw(device), Signal::SIGSTOP).unwrap();
     // What was on its way comes; then there is silence for as long as the call may take.
     while supervisor.next(Duration::from_millis(700)).is_some() {}

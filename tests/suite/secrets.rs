@@ -36,15 +36,6 @@ fn leaks(place: &str, contents: &[u8], secrets: &[&str]) -> Vec<String> {
     all.filter(|(_, form)| found(form)).map(|(secret, form)| format!("{secret} as {form} in {place}")).collect()
 }
 
-/// The daemon, its launcher and its device processes.
-fn processes(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
-    let children: String =
-        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default()).collect();
-    let children = children.split_whitespace().map(|child| child.parse().unwrap());
-    std::iter::once(pid).chain(children.flat_map(processes)).collect()
-}
-
 fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
@@ -81,21 +72,21 @@ async fn no_pin_claim_or_result_shows_in_logs_audit_or_processes() {
     let pin = fs::read_to_string(token.pin_file()).unwrap();
     let secrets = [pin.trim(), CLAIM, BLOB, AUDIENCE, SCOPE, &jwt, signature, &blob_signature];
 
-    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
-    let told = |pid: u32, name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap();
+    let device = daemon.device_process();
+    let told = |pid: i32, name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap();
     let mut found = Vec::new();
-    for pid in processes(daemon.pid()) {
+    for pid in daemon.processes() {
         for name in ["environ", "cmdline"] {
             found.extend(leaks(&format!("{name} of {pid}"), &told(pid, name), &secrets));
         }
         // The environment of the module is for its process alone, and arguments are everybody's.
-        let shown: &[&str] = if pid == device.cast_unsigned() { &["cmdline"] } else { &["environ", "cmdline"] };
+        let shown: &[&str] = if pid == device { &["cmdline"] } else { &["environ", "cmdline"] };
         for name in shown {
             found.extend(leaks(&format!("{name} of {pid}"), &told(pid, name), &[VARIABLE]));
         }
     }
-    assert_eq!(leaks("environ", &told(device.cast_unsigned(), "environ"), &[VARIABLE]).len(), 1);
-    assert!(processes(daemon.pid()).len() > 2, "the device process was looked at too");
+    assert_eq!(leaks("environ", &told(device, "environ"), &[VARIABLE]).len(), 1);
+    assert!(daemon.processes().len() > 2, "the device process was looked at too");
     assert!(daemon.stop().success());
     for file in files(daemon.folder()) {
         let contents = fs::read(&file).unwrap();

@@ -240,7 +240,7 @@ async fn a_deadline_is_kept_and_called_one() {
     let Some((_tpm, mut daemon)) = on_swtpm() else { return };
     daemon.spawn();
     daemon.wait_for_health(ServingStatus::Serving).await;
-    let _stalled = Stalled::new(daemon.device_processes()[0]);
+    let _stalled = Stalled::new(daemon.device_process());
     let mut client = daemon.client();
     let request = proto::GetAccountRequest { account: String::new() };
     client.get_account(request).await.unwrap();
@@ -256,7 +256,7 @@ async fn a_deadline_is_kept_and_called_one() {
 #[tokio::test]
 async fn a_reload_waits_for_no_hung_device() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let _stalled = Stalled::new(daemon.device_processes()[0]);
+    let _stalled = Stalled::new(daemon.device_process());
     // A keyring that was written anew has its keys checked anew.
     Keyring::load(&daemon.state()).unwrap().save(&daemon.state()).unwrap();
     daemon.wait_for_log("took the keyring");
@@ -273,7 +273,7 @@ async fn a_reload_waits_for_no_hung_device() {
 #[tokio::test]
 async fn a_user_who_sends_more_than_fits_is_told_to_retry() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let stalled = Stalled::new(daemon.device_processes()[0]);
+    let stalled = Stalled::new(daemon.device_process());
     let message = vec![7; 1 << 20];
     let mut calls = tokio::task::JoinSet::new();
     let clients = [daemon.client(), daemon.client()];
@@ -293,7 +293,7 @@ async fn a_user_who_sends_more_than_fits_is_told_to_retry() {
 #[tokio::test]
 async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new() {
     let Some((_token, mut daemon)) = on_softhsm().await else { return };
-    let stalled = Stalled::new(daemon.device_processes()[0]);
+    let stalled = Stalled::new(daemon.device_process());
     let mut client = daemon.client();
     client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
     let mut idle = daemon.client();
@@ -311,7 +311,7 @@ async fn a_daemon_that_is_told_to_stop_answers_what_it_has_and_takes_nothing_new
 #[tokio::test]
 async fn a_caller_that_hangs_up_leaves_a_record() {
     let Some((_token, daemon)) = on_softhsm().await else { return };
-    let stalled = Stalled::new(daemon.device_processes()[0]);
+    let stalled = Stalled::new(daemon.device_process());
     let mut client = daemon.client();
     client.get_account(proto::GetAccountRequest { account: String::new() }).await.unwrap();
     let answer = tokio::time::timeout(Duration::from_millis(200), client.sign_blob(payload(b"message"))).await;

@@ -229,21 +229,24 @@ impl TestDaemon {
         line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or_default()
     }
 
+    /// The daemon, its launcher and its device processes, by pid.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        descent(self.pid().cast_signed())
+    }
+
     /// The device processes that run, by pid.
     pub(crate) fn device_processes(&self) -> Vec<i32> {
-        let children = |pid: &str| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        let descendants: String = {
-            let of_daemon = fs::read_dir(format!("/proc/{}/task", self.pid()))
-                .unwrap()
-                .map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default())
-                .collect::<String>();
-            of_daemon.split_whitespace().map(|pid| format!("{pid} {} ", children(pid))).collect()
-        };
-        let is_device = |pid: &&str| {
+        let is_device = |pid: &i32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             line.split(|byte| *byte == 0).any(|argument| argument == b"device-process")
         };
-        descendants.split_whitespace().filter(is_device).map(|pid| pid.parse().unwrap()).collect()
+        self.processes().into_iter().filter(is_device).collect()
+    }
+
+    /// The only one that runs.
+    pub(crate) fn device_process(&self) -> i32 {
+        let [pid] = self.device_processes()[..] else { panic!("{:?}", self.device_processes()) };
+        pid
     }
 
     /// Sends the running daemon a signal.
@@ -356,6 +359,14 @@ pub(crate) fn reason(status: &Status) -> String {
     let info = details.error_info().expect("google.rpc.ErrorInfo");
     assert_eq!(info.domain, "signet");
     info.reason.clone()
+}
+
+/// A process and all that it started, and that these did.
+fn descent(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children: String = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok()).collect();
+    let children = children.split_whitespace().map(|child| child.parse().unwrap());
+    std::iter::once(pid).chain(children.flat_map(descent)).collect()
 }
 
 /// The time as JWTs have it.
