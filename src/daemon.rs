@@ -1,6 +1,7 @@
 //! The daemon's life: open, bind, serve, reload, drain. The only place that sees everything.
 
 mod confine;
+mod port;
 mod reload;
 mod supervisor;
 mod watch;
@@ -64,15 +65,15 @@ pub fn run(config: Config, logging: Vec<OsString>) -> anyhow::Result<()> {
     let arguments: Vec<_> = logging.into_iter().chain([DEVICE_LAUNCHER.into()]).collect();
     let launcher = LauncherProcess::start(&program()?, &arguments, &config.devices, &config.path)
         .context("can't start the launcher of device processes")?;
-    // A confined process can bind no port.
-    let port = match config.listen.http {
-        Some(address) => Some(sockets.http.map_or_else(|| http::bind(address), Ok)?),
-        None => None,
-    };
+    let mut port = sockets.http;
+    if let Some(address) = config.listen.http.filter(|_| port.is_none()) {
+        port = port::take(address)?;
+    }
     // While the authorities' certificates can still be read.
     let exchanges = exchanges(&config)?;
     // Before there are other threads: those that exist are not bound.
-    confine(&config);
+    let to_be_bound = config.listen.http.filter(|_| port.is_none());
+    confine(&config, to_be_bound.map(|address| address.port()));
     log::detach()?;
     let mut audit = Audit::open(&config.audit.path, config.audit.fsync, config.audit.rotation)?;
     if let Some(journal) = &config.audit.journal {
@@ -111,7 +112,8 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
         Socket::Passed(socket) => Listener::adopt(socket, &config.listen.grpc)?,
         Socket::Ours(place) => Listener::bind(place, config.listen.mode, config.listen.group)?,
     };
-    let port = prepared.port.map(http::Listener::new).transpose().context(NO_PORT)?;
+    let on_port = |address| prepared.port.map(|socket| http::Listener::new(socket, address)).transpose();
+    let port = config.listen.http.map(on_port).transpose()?.flatten();
     let signer = Signer::new(config.policy.clone(), keyring, Cache::new(config.cache_entries), prepared.audit);
     let signer = Arc::new(signer.with_exchanges(prepared.exchanges));
     let health = Readiness::new().await;
@@ -133,8 +135,8 @@ async fn serve(config: Config, launcher: Arc<LauncherProcess>, prepared: Prepare
     let stopping = |mut stopped: channel::Receiver<()>| async move { drop(stopped.changed().await) };
     let auditor = Arc::clone(&signer);
     let over_http = async {
-        if let Some(port) = port {
-            http::serve(port, front(&config, &signer), stopping(stopped.clone())).await;
+        if let Some(address) = config.listen.http {
+            port::serve(port, address, front(&config, &signer), stopping(stopped.clone())).await;
         }
         Ok(())
     };
@@ -275,7 +277,6 @@ impl Signals {
 pub const DEVICE_LAUNCHER: &str = "device-launcher";
 /// The hidden subcommand of a device process.
 pub const DEVICE_PROCESS: &str = "device-process";
-const NO_PORT: &str = "listen.http can't be served (systemd: RestrictAddressFamilies= needs AF_INET and AF_NETLINK)";
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the audit records of requests that were cut off may take.
 const LAST_RECORDS: Duration = Duration::from_secs(2);

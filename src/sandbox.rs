@@ -9,22 +9,24 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, RestrictionStatus, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
-    RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access as _, AccessFs, AccessNet, NetPort, RestrictionStatus, Ruleset, RulesetAttr as _,
+    RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 /// What a process may still open. A path that does not exist when it is confined stays closed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Files<P> {
     /// Files, and folders with all that is in them, to read.
     pub read: Vec<P>,
     /// The same, to read, write, make and remove.
     pub write: Vec<P>,
     /// Whether it may make TCP connections.
-    pub network: bool,
+    pub connect: bool,
+    /// Which ports of TCP it may bind; none: any.
+    pub bind: Option<Vec<u16>>,
 }
 
 /// How much of it the kernel keeps.
@@ -66,11 +68,16 @@ pub fn guard_memory() -> io::Result<()> {
 pub fn close_files<P: AsRef<Path>>(files: &Files<P>) -> Result<Kept, SandboxError> {
     let all = AccessFs::from_all(ABI::V5);
     let mut ruleset = Ruleset::default().handle_access(all)?.scope(Scope::Signal)?;
-    if !files.network {
-        ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V5))?;
+    if !files.connect {
+        ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
     }
+    if files.bind.is_some() {
+        ruleset = ruleset.handle_access(AccessNet::BindTcp)?;
+    }
+    let ports = files.bind.iter().flatten().map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::BindTcp)));
     let status = ruleset
         .create()?
+        .add_rules(ports)?
         .add_rules(path_beneath_rules(&files.read, AccessFs::ReadFile | AccessFs::ReadDir))?
         .add_rules(path_beneath_rules(&files.write, all & !AccessFs::Execute))?
         .restrict_self()?;

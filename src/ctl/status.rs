@@ -44,6 +44,8 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         None => older(global, told),
     });
     text.extend(difference.as_ref().map(|(what, remedy)| format!("{what}\n  try: {remedy}")));
+    let http = told.filter(|told| !told.http_cause.is_empty());
+    text.extend(http.map(|told| format!("{}\n  try: {}", told.http_cause, told.http_remedy)));
     if let Some(config) = &config {
         json = described(config, &keyring, told);
         text.push(devices(config, told));
@@ -56,7 +58,10 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         json.insert("healthy".to_owned(), serving.into());
         json.insert(
             "daemon".to_owned(),
-            json!({ "socket": socket, "state": state, "runs_other_configuration": difference.map(|(what, _)| what) }),
+            json!({
+                "socket": socket, "state": state, "runs_other_configuration": difference.map(|(what, _)| what),
+                "without_http": http.map(|told| &told.http_cause),
+            }),
         );
     }
     global.show(&json, text.join("\n\n"))?;

@@ -7,12 +7,12 @@ use crate::config::Config;
 use crate::device::DeviceKind;
 use crate::sandbox::{self, Files, Kept};
 
-/// Gives up everything that serving callers does not need, for the calling thread and all that it starts. What the kernel
-/// does not support is told to the log.
-pub fn confine(config: &Config) {
+/// Gives up everything that serving callers does not need, for the calling thread and all that it starts; of ports it may bind
+/// this one alone. What the kernel does not support is told to the log.
+pub fn confine(config: &Config, port: Option<u16>) {
     if config.policy.sought().executables.is_empty() {
         tell_secrets_within_reach(config);
-        match sandbox::close_files(&files(config)) {
+        match sandbox::close_files(&files(config, port)) {
             Ok(Kept::All) => {}
             Ok(Kept::Part) => {
                 tracing::info!("this kernel's landlock keeps files closed, but not all that newer ones do");
@@ -35,12 +35,12 @@ pub fn confine(config: &Config) {
     }
 }
 
-fn files(config: &Config) -> Files<PathBuf> {
-    let network = !config.exchanges.is_empty();
+fn files(config: &Config, port: Option<u16>) -> Files<PathBuf> {
+    let connect = !config.exchanges.is_empty();
     // To find a token endpoint's address, for those who opted in.
-    let resolver = network.then(sandbox::resolver).into_iter().flatten();
+    let resolver = connect.then(sandbox::resolver).into_iter().flatten();
     let read = sandbox::LIBRARIES.iter().chain(&CALLERS).map(PathBuf::from).chain(resolver).collect();
-    Files { read, write: config.written().map(Path::to_owned).into(), network }
+    Files { read, write: config.written().map(Path::to_owned).into(), connect, bind: Some(port.into_iter().collect()) }
 }
 
 /// Files that hold what only devices may know.

@@ -299,14 +299,16 @@ impl Watch {
 
     fn status(&self, seen: &Seen) -> String {
         let can_sign = if seen.can_sign { "signing" } else { "no account can sign" };
-        self.devices.iter().fold(can_sign.to_owned(), |status, (name, handle)| {
+        let http = self.signer.http_trouble().map(|(cause, _)| format!("; {cause}"));
+        let status = self.devices.iter().fold(can_sign.to_owned(), |status, (name, handle)| {
             let health = match handle.health() {
                 Health::Starting => "is being opened".to_owned(),
                 Health::Ready => "is ready".to_owned(),
                 Health::Down(error) => format!("can't be used: {error}"),
             };
             format!("{status}; {name} {health}")
-        })
+        });
+        status + &http.unwrap_or_default()
     }
 }
 

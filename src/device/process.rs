@@ -110,7 +110,7 @@ fn confine(config: &DeviceConfig) -> Result<(), SandboxError> {
 fn of_tpm(tpm: &TpmConfig) -> Files<PathBuf> {
     let folder = tpm.tcti.strip_prefix("device:").and_then(|path| Path::new(path).parent());
     let write = [Some(Path::new("/dev")), folder].into_iter().flatten().map(Path::to_owned).collect();
-    Files { read: Vec::new(), write, network: !tpm.tcti.starts_with("device") }
+    Files { read: Vec::new(), write, connect: !tpm.tcti.starts_with("device"), bind: Some(Vec::new()) }
 }
 
 /// A module's own file, those that a variable of its environment names, and what it was given. It may talk to an HSM.
@@ -118,7 +118,7 @@ fn of_module(module: &Path, files: &[PathBuf]) -> Files<PathBuf> {
     let variables = std::env::vars_os().map(|(_, value)| PathBuf::from(value));
     let named = variables.filter(|path| path.is_absolute() && path.is_file());
     let given = files.iter().cloned().chain(["/dev/null".into()]);
-    Files { read: named.chain([module.to_owned()]).collect(), write: given.collect(), network: true }
+    Files { read: named.chain([module.to_owned()]).collect(), write: given.collect(), connect: true, bind: None }
 }
 
 struct Shared {

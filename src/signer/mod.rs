@@ -40,13 +40,14 @@ use minting::Allowed;
 use rate::Rules;
 use request::Body;
 pub use request::{Bytes, JwtBody};
-pub use status::{DeviceState, DeviceStatus, Source, Status};
+pub use status::{DeviceState, DeviceStatus, Source, Status, Trouble};
 
 /// What a daemon signs with: policy and keyring can be swapped while it runs.
 #[derive(Debug)]
 pub struct Signer {
     rules: ArcSwap<Rules>,
     source: ArcSwap<Source>,
+    http_trouble: ArcSwap<Option<Trouble>>,
     keyring: ArcSwap<LiveKeyring>,
     cache: Cache,
     exchanges: Exchanges,
@@ -94,6 +95,7 @@ impl Signer {
         Self {
             rules,
             source: ArcSwap::default(),
+            http_trouble: ArcSwap::default(),
             keyring,
             cache,
             exchanges: Exchanges::new(),

@@ -13,12 +13,17 @@ pub struct Status {
     /// Whether any account can sign now.
     pub serving: bool,
     /// What keeps it from signing beside its devices, and what to do about it.
-    pub trouble: Option<(String, &'static str)>,
+    pub trouble: Option<Trouble>,
+    /// What keeps it from serving HTTP, which it is to serve.
+    pub http_trouble: Option<Trouble>,
     /// The devices of the configuration.
     pub devices: Vec<DeviceStatus>,
     /// Where rules, accounts and devices came from, for those who may do anything here.
     pub source: Option<Arc<Source>>,
 }
+
+/// What is wrong, and what to do about it.
+pub type Trouble = (String, &'static str);
 
 /// The configuration in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +81,14 @@ impl Signer {
             (format!("the audit log can't be written{why}"), UNWRITABLE)
         };
         let trouble = self.audit.trouble().map(unwritable);
-        Status { serving: self.can_sign(), trouble, devices, source: known.then(|| self.source.load_full()) }
+        let source = known.then(|| self.source.load_full());
+        Status { serving: self.can_sign(), trouble, http_trouble: self.http_trouble(), devices, source }
+    }
+
+    /// What keeps HTTP from being served, which is to be.
+    #[must_use]
+    pub fn http_trouble(&self) -> Option<Trouble> {
+        self.http_trouble.load().as_ref().clone()
     }
 
     /// What the cache has done.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::rate::Rules;
-use super::{Key, LiveKeyring, Signer, Source};
+use super::{Key, LiveKeyring, Signer, Source, Trouble};
 use crate::access::Policy;
 
 impl Signer {
@@ -40,6 +40,11 @@ impl Signer {
     /// Takes note of which configuration is in force.
     pub fn set_source(&self, source: Source) {
         self.source.store(Arc::new(source));
+    }
+
+    /// Takes note of what keeps HTTP from being served.
+    pub fn set_http_trouble(&self, trouble: Option<Trouble>) {
+        self.http_trouble.store(Arc::new(trouble));
     }
 
     /// Forgets cached JWTs of accounts that are gone and of keys that have gone or have a newer one beside them, which is

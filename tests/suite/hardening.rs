@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -10,17 +11,17 @@ use signet::config::Config;
 use signet::proto::{self, sign_blob_request as blob};
 
 use crate::signing::on_softhsm;
-use crate::support::daemon::TestDaemon;
+use crate::support::daemon::{NO_DEVICE, TestDaemon};
 use crate::support::modules::Shim;
 use crate::support::softhsm::SoftHsm;
 use crate::support::{skip, write_private};
 
 /// What `look` sees from inside of the daemon's confinement, which binds a thread and ends with it.
-fn confined<T: Send>(daemon: &TestDaemon, look: impl FnOnce() -> T + Send) -> T {
+fn confined<T: Send>(daemon: &TestDaemon, port: Option<u16>, look: impl FnOnce() -> T + Send) -> T {
     let config = Config::load(&daemon.config_file()).unwrap();
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            signet::daemon::confine(&config);
+            signet::daemon::confine(&config, port);
             look()
         });
         inside.join().unwrap()
@@ -45,7 +46,7 @@ async fn the_daemon_can_open_its_own_files_and_no_pin_token_device_or_program() 
     for path in [&token.pin_file(), &beside, &object, &token.configuration()] {
         assert!(!is_closed(path), "the test itself can open {}", path.display());
     }
-    confined(&daemon, || {
+    confined(&daemon, None, || {
         for path in [&token.pin_file(), &beside, &object, &token.configuration()] {
             assert!(is_closed(path), "{} is open to the daemon", path.display());
         }
@@ -62,6 +63,19 @@ async fn the_daemon_can_open_its_own_files_and_no_pin_token_device_or_program() 
         File::open(daemon.state().join("keyring.json")).unwrap();
         OpenOptions::new().append(true).open(daemon.audit_file()).unwrap();
         assert!(nix::unistd::User::from_name("root").unwrap().is_some());
+    });
+}
+
+#[tokio::test]
+async fn the_daemon_can_bind_the_port_that_it_waits_for_and_no_other() {
+    let daemon = TestDaemon::prepare(&TestDaemon::config(NO_DEVICE));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let bound = |address: &str| TcpListener::bind(address).map(drop).map_err(|error| error.kind());
+    let denied = Err(ErrorKind::PermissionDenied);
+    confined(&daemon, None, || assert_eq!(bound("127.0.0.1:0"), denied));
+    confined(&daemon, Some(taken.port()), || {
+        assert_ne!(bound(&taken.to_string()), denied);
+        assert_eq!(bound("127.0.0.1:0"), denied);
     });
 }
 

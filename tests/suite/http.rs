@@ -1,15 +1,16 @@
 //! HTTP on loopback: who is served, and which bytes are a request at all (T11, T12).
 
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
+use signet::proto::GetStatusRequest;
 
 use crate::support::daemon::{NO_DEVICE, TestDaemon};
 use crate::support::http::{BEARER, connect, raw, send_as, send_with, until_closed};
-use crate::support::skip_optional;
+use crate::support::{signetctl, skip_optional};
 
 /// A daemon without a device, and where it listens.
 fn daemon() -> (TestDaemon, SocketAddr) {
@@ -50,6 +51,33 @@ fn without_a_device_it_is_alive_and_not_ready() {
     let (_daemon, address) = daemon();
     let ready = HEALTH.replace("healthz", "readyz");
     assert_eq!([status(address, HEALTH), status(address, &ready)], ["200", "503"]);
+}
+
+/// Whoever has the port keeps what is asked there; who asks at the socket is served all the same.
+#[tokio::test]
+async fn a_port_that_another_program_has_is_told_and_taken_as_soon_as_it_is_free() {
+    let squatter = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = squatter.local_addr().unwrap();
+    let mut daemon = TestDaemon::start(&TestDaemon::config(&format!("http = \"{address}\"\n{NO_DEVICE}")));
+    assert!(daemon.stop().success());
+    daemon.spawn();
+    daemon.wait_for_log("serving");
+    let what = format!("listen.http {address}: another program has the port (user {})", nix::unistd::geteuid());
+    let told = async || daemon.client().get_status(GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(told().await.http_cause, what);
+    let told_by = |command: &str| {
+        let output = signetctl(&daemon.config_file()).arg(command).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(told_by("status").contains(&format!("{what}\n  try: stop what listens there")));
+    assert!(told_by("doctor").contains(&format!("MEND  another program has the port {address}")));
+    assert_eq!(daemon.log().matches("HTTP is not served until its port is free").count(), 1);
+
+    drop(squatter);
+    daemon.wait_for_log("listening for HTTP");
+    assert_eq!(status(address, HEALTH), "200");
+    assert_eq!(told().await.http_cause, "");
+    assert!(told_by("doctor").contains(&format!("signetd serves HTTP at {address}")));
 }
 
 #[test]

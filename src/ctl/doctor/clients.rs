@@ -49,22 +49,22 @@ pub(super) fn of_caller(global: &Global) -> Finding {
 fn of_port(address: SocketAddr) -> Finding {
     let asked = client::block_on(async {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().map_err(Failure::new)?;
-        client.get(format!("http://{address}/healthz")).send().await.map_err(Failure::new)
+        Ok(client.get(format!("http://{address}/healthz")).send().await)
     });
     match asked {
-        Ok(answer) if answer.headers().get("metadata-flavor").is_some_and(|flavor| flavor == "Google") => {
+        Ok(Ok(answer)) if answer.headers().get("metadata-flavor").is_some_and(|flavor| flavor == "Google") => {
             Finding::good(format!("signetd serves HTTP at {address}"))
         }
-        Ok(_) => Finding::bad(
-            format!("another program has the port {address}"),
-            format!(
-                "see which (ss -tlnp 'sport = {}'), and stop it, or choose another port for listen.http",
-                address.port()
-            ),
-        ),
-        Err(_) => Finding::bad(
+        Ok(Err(error)) if error.is_connect() => Finding::bad(
             format!("nobody answers HTTP at {address}"),
             "start signetd; where listen.http is new in its configuration, restart it",
+        ),
+        Ok(_) | Err(_) => Finding::bad(
+            format!("another program has the port {address}"),
+            format!(
+                "see which (ss -tlnp 'sport = {}'), and stop it: signetd takes the port; or choose another for listen.http, and restart signetd",
+                address.port()
+            ),
         ),
     }
 }

@@ -104,8 +104,10 @@ impl proto::signer_server::Signer for Service {
     }
 
     async fn get_status(&self, request: Request<proto::GetStatusRequest>) -> Answer<proto::GetStatusResponse> {
-        let signer::Status { serving, trouble, devices, source } = self.signer.status(&peer(&request)?.caller);
+        let signer::Status { serving, trouble, http_trouble, devices, source } =
+            self.signer.status(&peer(&request)?.caller);
         let (cause, remedy) = trouble.unwrap_or_default();
+        let (http_cause, http_remedy) = http_trouble.unwrap_or_default();
         let Source { sha256, wants_restart } = source.map(|source| (*source).clone()).unwrap_or_default();
         Ok(Response::new(proto::GetStatusResponse {
             serving,
@@ -114,6 +116,8 @@ impl proto::signer_server::Signer for Service {
             devices: devices.into_iter().map(device).collect(),
             config_sha256: sha256,
             wants_restart,
+            http_cause,
+            http_remedy: http_remedy.into(),
         }))
     }
 }

@@ -23,20 +23,42 @@ pub struct Listener {
 
 /// Why there is no port.
 #[derive(Debug, thiserror::Error)]
-#[error("listen.http {address}")]
-pub struct BindError {
-    /// The address and port.
-    pub address: SocketAddr,
-    /// What the kernel said.
-    pub source: io::Error,
+pub enum BindError {
+    /// Another program has it.
+    #[error("listen.http {address}: another program has the port{}", told(*.holder))]
+    Taken {
+        /// The address and port.
+        address: SocketAddr,
+        /// The user who listens there, where the kernel tells.
+        holder: Option<u32>,
+    },
+    /// It can't be served.
+    #[error("listen.http {address}")]
+    Io {
+        /// The address and port.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
 impl BindError {
     /// What to do about it.
     #[must_use]
     pub const fn remedy(&self) -> &'static str {
-        "stop what listens there (ss -tlnp), or choose another port for listen.http"
+        match self {
+            Self::Taken { .. } => {
+                "stop what listens there (ss -tlnp as root), and signetd takes the port; or choose another for listen.http, and restart signetd"
+            }
+            Self::Io { .. } => {
+                "choose another address for listen.http; systemd: RestrictAddressFamilies= needs AF_INET, AF_INET6 and AF_NETLINK"
+            }
+        }
     }
+}
+
+fn told(holder: Option<u32>) -> String {
+    holder.map(|uid| format!(" (user {uid})")).unwrap_or_default()
 }
 
 /// An admitted connection.
@@ -50,21 +72,28 @@ pub(super) struct Connection {
     _place: Share,
 }
 
-/// Binds the port: before the process is confined, since then it may not.
+/// Binds the port.
 ///
 /// # Errors
 /// [`BindError`].
 pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, BindError> {
-    std::net::TcpListener::bind(address).map_err(|source| BindError { address, source })
+    std::net::TcpListener::bind(address).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::Taken { address, holder: peer::listener(address).ok() },
+        _ => BindError::Io { address, source },
+    })
 }
 
 impl Listener {
     /// Takes a socket that listens on loopback. Needs a tokio runtime.
     ///
     /// # Errors
-    /// Where it listens elsewhere, for nobody there could be told from anybody else, or where this process may not ask the
-    /// kernel who is calling.
-    pub fn new(socket: std::net::TcpListener) -> io::Result<Self> {
+    /// [`BindError::Io`]: where it listens elsewhere, for nobody there could be told from anybody else, or where this process
+    /// may not ask the kernel who is calling.
+    pub fn new(socket: std::net::TcpListener, configured: SocketAddr) -> Result<Self, BindError> {
+        Self::adopt(socket).map_err(|source| BindError::Io { address: configured, source })
+    }
+
+    fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
         let address = socket.local_addr()?;
         if !address.ip().is_loopback() {
             return Err(io::Error::other(format!("{address} is no address of loopback")));

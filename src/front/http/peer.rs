@@ -4,13 +4,13 @@
 //! an open one in the state ESTABLISHED is believed. It tells no groups: those are the user database's.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_ESTABLISHED};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_ESTABLISHED, TCP_LISTEN};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvfrom, send, socket,
 };
@@ -22,15 +22,39 @@ pub(super) use crate::users::caller;
 /// # Errors
 /// Where the kernel does not tell of exactly that socket, or tells that nobody has it open any more.
 pub fn uid(client: SocketAddr, server: SocketAddr) -> io::Result<u32> {
+    owner(&asked(client, server)?, client, server)
+}
+
+/// The user who made the socket that listens where this address leads to.
+///
+/// # Errors
+/// Where the kernel tells of none.
+pub(super) fn listener(address: SocketAddr) -> io::Result<u32> {
+    let nobody = if address.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = asked(address, (nobody, 0).into())?;
+    if socket.state != TCP_LISTEN {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(socket.uid)
+}
+
+/// What the kernel tells of the socket of this local and remote address.
+fn asked(local: SocketAddr, remote: SocketAddr) -> io::Result<InetResponseHeader> {
     let diag = diag()?;
-    send(diag.as_raw_fd(), &question(client, server), MsgFlags::empty())?;
+    send(diag.as_raw_fd(), &question(local, remote), MsgFlags::empty())?;
     // The kernel has answered by the time that it was asked.
     let mut answer = [0; LONGEST_ANSWER];
     let (length, from) = recvfrom::<NetlinkAddr>(diag.as_raw_fd(), &mut answer)?;
     if from.is_none_or(|from| from.pid() != 0) {
         return Err(io::Error::other("an answer that is not the kernel's"));
     }
-    owner(answer.get(..length).unwrap_or_default(), client, server)
+    let answer = answer.get(..length).unwrap_or_default();
+    let message = NetlinkMessage::<SockDiagMessage>::deserialize(answer).map_err(io::Error::other)?;
+    match message.payload {
+        NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => Ok(response.header),
+        NetlinkPayload::Error(error) => Err(error.to_io()),
+        _ => Err(io::Error::other("the kernel answered another question")),
+    }
 }
 
 /// Whether this process may ask at all: where it may not, it is to say so at its start.
@@ -47,17 +71,17 @@ fn diag() -> io::Result<OwnedFd> {
 }
 
 /// Asks for the one socket of this local and remote address.
-fn question(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
+fn question(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     let socket_id = SocketId {
-        source_port: client.port(),
-        destination_port: server.port(),
-        source_address: client.ip(),
-        destination_address: server.ip(),
+        source_port: local.port(),
+        destination_port: remote.port(),
+        source_address: local.ip(),
+        destination_address: remote.ip(),
         interface_id: 0,
         cookie: [0xff; 8],
     };
     let request = InetRequest {
-        family: if client.is_ipv4() { AF_INET } else { AF_INET6 },
+        family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
         states: StateFlags::ESTABLISHED,
@@ -72,13 +96,7 @@ fn question(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-fn owner(answer: &[u8], client: SocketAddr, server: SocketAddr) -> io::Result<u32> {
-    let message = NetlinkMessage::<SockDiagMessage>::deserialize(answer).map_err(io::Error::other)?;
-    let socket = match message.payload {
-        NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => response.header,
-        NetlinkPayload::Error(error) => return Err(error.to_io()),
-        _ => return Err(io::Error::other("the kernel answered another question")),
-    };
+fn owner(socket: &InetResponseHeader, client: SocketAddr, server: SocketAddr) -> io::Result<u32> {
     let SocketId { source_port, destination_port, source_address, destination_address, .. } = socket.socket_id;
     let told = [(source_address, source_port), (destination_address, destination_port)];
     // A socket of IPv6 may be connected by IPv4.
@@ -96,7 +114,7 @@ const LONGEST_ANSWER: usize = 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream};
 
     use nix::unistd::Uid;
 
@@ -109,7 +127,7 @@ mod tests {
         (listener, client, server)
     }
 
-    fn asked(server: &TcpStream) -> io::Result<u32> {
+    fn owner_of(server: &TcpStream) -> io::Result<u32> {
         uid(server.peer_addr()?, server.local_addr()?)
     }
 
@@ -117,7 +135,7 @@ mod tests {
     fn the_kernel_tells_whose_a_connection_is() {
         for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             let (_listener, _client, server) = ends(address);
-            assert_eq!(asked(&server).unwrap(), Uid::effective().as_raw());
+            assert_eq!(owner_of(&server).unwrap(), Uid::effective().as_raw());
         }
     }
 
@@ -128,14 +146,14 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let _client = TcpStream::connect((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), port)).unwrap();
         let (server, _) = listener.accept().unwrap();
-        assert_eq!(asked(&server).unwrap(), Uid::effective().as_raw());
+        assert_eq!(owner_of(&server).unwrap(), Uid::effective().as_raw());
     }
 
     #[test]
     fn of_a_client_that_is_gone_nothing_is_told() {
         let (_listener, client, server) = ends(Ipv4Addr::LOCALHOST);
         drop(client);
-        assert!(asked(&server).is_err());
+        assert!(owner_of(&server).is_err());
     }
 
     #[test]
@@ -143,5 +161,14 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let server = listener.local_addr().unwrap();
         assert!(uid(server, (Ipv4Addr::LOCALHOST, 9).into()).is_err());
+    }
+
+    #[test]
+    fn the_kernel_tells_who_listens_and_where_nobody_does() {
+        let everywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, everywhere.local_addr().unwrap().port()));
+        assert_eq!(super::listener(address).unwrap(), Uid::effective().as_raw());
+        drop(everywhere);
+        assert!(super::listener(address).is_err());
     }
 }
