@@ -6,7 +6,7 @@
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::task::{Context, Poll};
 
 use tokio::io::Interest;
@@ -47,6 +47,14 @@ impl Writable {
     }
 }
 
+impl Readable<UnixListener> {
+    /// Needs a tokio runtime.
+    pub(crate) fn listener(listener: UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        register(listener, Interest::READABLE).map(Self)
+    }
+}
+
 /// Nothing but shared references, by which no descriptor is replaced.
 impl<T: AsRawFd> Deref for Readable<T> {
     type Target = AsyncFd<T>;
@@ -58,7 +66,7 @@ impl<T: AsRawFd> Deref for Readable<T> {
 
 #[allow(unsafe_code, reason = "tokio asks for a promise that the type could give")]
 fn register<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: both kinds of owner keep one descriptor open for as long as they live, and nobody gets a mutable reference to
+    // SAFETY: all kinds of owner keep one descriptor open for as long as they live, and nobody gets a mutable reference to
     // one, nor to what it is registered as.
     unsafe { AsyncFd::register_with_interest(owner, interest) }.map_err(Into::into)
 }

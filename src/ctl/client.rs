@@ -1,9 +1,10 @@
 //! The way to the daemon, and what its refusals mean for a person.
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Group};
 use tonic::transport::{Channel, Endpoint};
@@ -42,23 +43,36 @@ pub(crate) async fn connect(socket: &Path) -> Result<Channel, Failure> {
     let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).map_err(Failure::usage)?;
     // A daemon answers pings while its device thinks; what else may listen there does not.
     let endpoint = endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PING_LIMIT);
-    let connected = endpoint.connect_timeout(CONNECT_LIMIT).timeout(CALL_LIMIT).connect().await;
-    connected.map_err(|error| unreachable_socket(&socket, &error))
+    let endpoint = endpoint.connect_timeout(CONNECT_LIMIT).timeout(CALL_LIMIT);
+    let until = Instant::now() + CONNECT_LIMIT;
+    loop {
+        match endpoint.connect().await {
+            // So many connect that the queue is full.
+            Err(error) if kind(&error) == Some(ErrorKind::WouldBlock) && Instant::now() < until => {
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
+            connected => return connected.map_err(|error| unreachable_socket(&socket, &error)),
+        }
+    }
+}
+
+/// What the system said.
+fn kind(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last().map(std::io::Error::kind)
 }
 
 fn unreachable_socket(socket: &Path, error: &(dyn std::error::Error + 'static)) -> Failure {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let kind = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last().map(std::io::Error::kind);
     let path = socket.display();
-    let (what, hint) = match kind {
-        Some(std::io::ErrorKind::NotFound) => {
+    let (what, hint) = match kind(error) {
+        Some(ErrorKind::NotFound) => {
             (format!("there is no socket {path}: signetd does not run, or listens elsewhere"), START)
         }
-        Some(std::io::ErrorKind::ConnectionRefused) => (
+        Some(ErrorKind::ConnectionRefused) => (
             format!("nobody listens at {path}: signetd has ended"),
             "start signetd (systemctl start signetd, or signetd --config FILE); its log tells why it ended",
         ),
-        Some(std::io::ErrorKind::PermissionDenied) => {
+        Some(ErrorKind::PermissionDenied) => {
             let group = socket.metadata().map_or(0, |metadata| metadata.gid());
             let name = Group::from_gid(Gid::from_raw(group)).ok().flatten().map(|group| group.name);
             return Failure::with(Exit::Unavailable, format!("you may not connect to {path}"))
@@ -148,6 +162,7 @@ pub(super) const LOG: &str = "signetd's log tells more (journalctl -u signetd, o
 const PING: Duration = Duration::from_secs(2);
 const PING_LIMIT: Duration = Duration::from_secs(3);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 /// Longer than the daemon's own limits, so that its answer is the one that is seen.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 

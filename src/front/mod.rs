@@ -27,6 +27,7 @@ async fn serve<C, F>(
     let mut stop = std::pin::pin!(stop);
     loop {
         tokio::select! {
+            biased;
             () = &mut stop => break,
             connection = accept() => drop(conversations.spawn(converse(connection, stopped.clone()))),
             Some(_ended) = conversations.join_next() => {}

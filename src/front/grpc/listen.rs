@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +13,6 @@ use std::time::Duration;
 use nix::fcntl::Flock;
 use nix::sys::stat::{Mode, umask};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixListener;
 use tokio::time::{Instant, Sleep};
 
 use super::super::admission::{Share, Shares, User};
@@ -22,12 +21,13 @@ use super::peer;
 use super::stream::Stream;
 use crate::access::{Caller, Executable};
 use crate::file;
+use crate::readable::Readable;
 use crate::trust::{self, Untrusted};
 
 /// The socket. Dropping it removes the socket from the file system, where it was bound here.
 #[derive(Debug)]
 pub struct Listener {
-    socket: UnixListener,
+    socket: Readable<UnixListener>,
     connections: Shares,
     throttle: Arc<LogThrottle>,
     /// None where a supervisor bound it, which keeps it.
@@ -125,7 +125,7 @@ impl Listener {
         clear_stale(path)?;
         // Until mode and group are set, nobody but this user may connect.
         let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = UnixListener::bind(path);
+        let bound = UnixListener::bind(path).and_then(Readable::listener);
         umask(before);
         let socket = bound.map_err(io)?;
         std::os::unix::fs::chown(path, None, group).map_err(io)?;
@@ -139,14 +139,13 @@ impl Listener {
     ///
     /// # Errors
     /// [`BindError::Io`].
-    pub fn adopt(socket: std::os::unix::net::UnixListener, path: &Path) -> Result<Self, BindError> {
+    pub fn adopt(socket: UnixListener, path: &Path) -> Result<Self, BindError> {
         let io = |source| BindError::Io { path: path.to_owned(), source };
         let address = socket.local_addr().map_err(io)?;
         if address.as_pathname() != Some(path) {
             tracing::warn!(passed = ?address, configured = %path.display(), "the socket that was passed is not that of the configuration: clients look in the wrong place");
         }
-        socket.set_nonblocking(true).map_err(io)?;
-        let socket = UnixListener::from_std(socket).map_err(io)?;
+        let socket = Readable::listener(socket).map_err(io)?;
         Ok(Self { socket, connections: Shares::of_connections(), throttle: Arc::default(), _bound: None })
     }
 
@@ -154,20 +153,35 @@ impl Listener {
     /// at once.
     pub async fn accept(&self, is_named: impl Fn(u32) -> bool) -> Connection {
         loop {
-            match self.socket.accept().await {
-                Ok((stream, _unnamed)) => {
-                    if let Ok(stream) = stream.into_std()
-                        && let Some(connection) = self.admit(stream, &is_named)
-                    {
-                        return connection;
+            // However many come, those who are here already have their turn between them.
+            tokio::task::yield_now().await;
+            for _ in 0..AT_ONCE {
+                match self.next().await {
+                    Ok(stream) => {
+                        if let Some(connection) = self.admit(stream, &is_named) {
+                            return connection;
+                        }
                     }
+                    Err(error) => accept_failed(&self.throttle, &error).await,
                 }
-                Err(error) => accept_failed(&self.throttle, &error).await,
+            }
+        }
+    }
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            if let Ok(accepted) = ready.try_io(|socket| socket.get_ref().accept()) {
+                return accepted.map(|(stream, _unnamed)| stream);
             }
         }
     }
 
     fn admit(&self, stream: UnixStream, is_named: impl Fn(u32) -> bool) -> Option<Connection> {
+        // Who connects and closes without end would keep the queue full, and others out, if each cost more than it costs him.
+        if peer::has_gone(&stream) {
+            return None;
+        }
         let caller = match peer::caller(&stream) {
             Ok(caller) => caller,
             Err(error) => {
@@ -359,13 +373,41 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// So many connections are refused in a row.
+const AT_ONCE: usize = 64;
 const FIRST_REQUEST: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test]
+    async fn those_who_connect_and_close_take_nobodys_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("signet.sock");
+        let listener = Listener::bind(&path, 0o600, None).unwrap();
+        (0..AT_ONCE + 10).for_each(|_| drop(UnixStream::connect(&path).unwrap()));
+        UnixStream::connect(&path).unwrap().write_all(b"asks, and is gone").unwrap();
+        let mut waiting = UnixStream::connect(&path).unwrap();
+        waiting.write_all(b"!").unwrap();
+        let turns = Arc::new(AtomicUsize::new(0));
+        let others = Arc::clone(&turns);
+        tokio::spawn(async move {
+            loop {
+                others.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let connection = listener.accept(|_uid| true).await;
+        let mut received = [0; 2];
+        assert_eq!((connection.socket().read(&mut received).unwrap(), received[0]), (1, b'!'));
+        assert!(turns.load(Ordering::Relaxed) >= 2);
+    }
 
     #[tokio::test]
     async fn of_two_that_race_for_a_stale_socket_exactly_one_wins() {

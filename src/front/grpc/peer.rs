@@ -1,9 +1,10 @@
 //! Who stands at the other end of a unix socket, by the kernel's word.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use crate::access::Caller;
@@ -17,6 +18,13 @@ pub(super) fn caller(stream: &UnixStream) -> io::Result<Caller> {
     // 0 where the peer lives in a namespace that this process can't see into.
     let pid = u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0);
     Ok(Caller { pid, ..Caller::new(peer.uid(), peer.gid(), groups(stream)?) })
+}
+
+/// Whether the peer has closed its end.
+pub(super) fn has_gone(stream: &UnixStream) -> bool {
+    // A hang-up is told though nothing is asked for (poll(2)).
+    let mut peer = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut peer, PollTimeout::ZERO).is_ok_and(|told| told > 0)
 }
 
 /// SO_PEERPIDFD (Linux 6.5): the process that connected, which no other process of its pid is mistaken for.
