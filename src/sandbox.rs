@@ -128,8 +128,8 @@ pub const LIBRARIES: [&str; 14] = [
     "/dev/urandom",
 ];
 
-/// Gives up, with EPERM, the system calls that neither the daemon nor a device has a use for: starting programs, looking
-/// into other processes, mounting, namespaces, modules, and the kernel's less trodden corners.
+/// Gives up, with EPERM, the system calls that neither the daemon nor a device has a use for: starting programs, leaving the
+/// process group that is ended as a whole, looking into other processes, mounting, namespaces, modules, and the kernel's less trodden corners.
 ///
 /// # Errors
 /// [`SandboxError::Calls`]; also where this machine's architecture is not known.
@@ -146,6 +146,8 @@ pub fn close_calls() -> Result<(), SandboxError> {
 const DENIED: &[libc::c_long] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
+    libc::SYS_setpgid,
+    libc::SYS_setsid,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,

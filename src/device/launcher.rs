@@ -20,7 +20,11 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::process::keep_signals_for_the_daemon;
@@ -124,10 +128,14 @@ pub fn run(
     arguments: Vec<OsString>,
     reread: impl Fn(&Path) -> Result<Vec<DeviceConfig>, String>,
 ) -> u8 {
-    let launched = keep_signals_for_the_daemon().and_then(|()| log::detach()).and_then(|()| {
+    let launched = keep_signals_for_the_daemon().and_then(|()| {
+        let ended = SigSet::from_iter([Signal::SIGCHLD]);
+        ended.thread_block()?;
+        let ends = SignalFd::with_flags(&ended, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        log::detach()?;
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
-        let (devices, children) = (Vec::new(), HashMap::new());
-        Launcher { program, arguments, socket, devices, file: None, reread, children, dying: Vec::new() }.serve()
+        let (devices, children, dying) = (Vec::new(), HashMap::new(), Vec::new());
+        Launcher { program, arguments, socket, devices, file: None, reread, children, dying, ends }.serve()
     });
     match launched {
         Ok(()) => 0,
@@ -150,14 +158,23 @@ struct Launcher<F> {
     children: HashMap<u64, Child>,
     /// Killed, and not yet ended.
     dying: Vec<Child>,
+    /// Tells that a child has ended.
+    ends: SignalFd,
 }
 
 impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
     fn serve(&mut self) -> io::Result<()> {
         loop {
-            let patience = if self.dying.is_empty() { PollTimeout::NONE } else { REAP_PAUSE.into() };
-            let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut socket, patience)? > 0 {
+            let news = [self.socket.as_fd(), self.ends.as_fd()];
+            let mut news = news.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+            poll(&mut news, PollTimeout::NONE)?;
+            let [ordered, ended] = news.map(|descriptor| descriptor.any().unwrap_or_default());
+            if ended {
+                while self.ends.read_signal()?.is_some() {}
+                // What a module has forked holds the pipe, by which the daemon sees that the process has ended.
+                self.children.values_mut().filter(|child| has_ended(child)).for_each(kill);
+            }
+            if ordered {
                 let Some((order, pipe)) = receive(&self.socket)? else { break };
                 self.obey(order, pipe);
             }
@@ -170,12 +187,10 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
     /// Lets the processes end, whose pipes have ended with the daemon, and kills those that can't.
     fn end(&mut self) {
         let until = Instant::now() + 2 * wire::CLOSING;
-        while Instant::now() < until && self.children.values_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
+        while Instant::now() < until && !self.children.values().all(has_ended) {
             thread::sleep(GLANCE);
         }
-        for child in self.children.values_mut() {
-            let _ = child.kill();
-        }
+        self.children.values_mut().for_each(kill);
     }
 
     fn obey(&mut self, order: Order, pipe: Option<OwnedFd>) {
@@ -189,7 +204,7 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
             },
             (Order::End { id }, None) => {
                 if let Some(mut child) = self.children.remove(&id) {
-                    let _ = child.kill();
+                    kill(&mut child);
                     self.dying.push(child);
                 }
             }
@@ -246,6 +261,22 @@ pub(super) fn command(program: &Path, arguments: &[OsString], config: &DeviceCon
     command
 }
 
+/// Whether a child has ended: its id stays its own until it is reaped.
+fn has_ended(child: &Child) -> bool {
+    let glance = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(pid(child)), glance).is_ok_and(|status| status != WaitStatus::StillAlive)
+}
+
+/// Kills a child that was not reaped yet, and all that it has forked, which is of its group.
+fn kill(child: &mut Child) {
+    let _ = killpg(pid(child), Signal::SIGKILL);
+    let _ = child.kill();
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
 /// The next order; none where the daemon has ended.
 #[allow(unsafe_code, reason = "a descriptor that was received is a bare number to nix")]
 fn receive(socket: &OwnedFd) -> io::Result<Option<(Order, Option<OwnedFd>)>> {
@@ -279,6 +310,5 @@ const DAEMONS: [&str; 7] = [
     "WATCHDOG_USEC",
 ];
 const LONGEST_ORDER: usize = 128 << 10;
-const REAP_PAUSE: u16 = 100;
 /// How often is looked whether the last have ended.
 const GLANCE: Duration = Duration::from_millis(5);

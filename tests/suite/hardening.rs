@@ -14,7 +14,7 @@ use crate::signing::on_softhsm;
 use crate::support::daemon::{NO_DEVICE, TestDaemon};
 use crate::support::modules::Shim;
 use crate::support::softhsm::SoftHsm;
-use crate::support::{skip, write_private};
+use crate::support::{eventually, skip, write_private};
 
 /// What `look` sees from inside of the daemon's confinement, which binds a thread and ends with it.
 fn confined<T: Send>(daemon: &TestDaemon, port: Option<u16>, look: impl FnOnce() -> T + Send) -> T {
@@ -135,6 +135,43 @@ async fn a_device_process_that_dies_is_started_again_by_the_launcher_which_ends_
             std::thread::yield_now();
         }
     }
+}
+
+/// What it forks holds all that it has: the pipe to the daemon, and whatever keeps the token its own.
+#[tokio::test]
+async fn what_a_module_forks_ends_with_its_process_and_keeps_no_other_from_starting() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&shim.toml()));
+    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+    daemon.spawn();
+    daemon.wait_for_health(tonic_health::ServingStatus::Serving).await;
+    shim.tell("fork");
+    let sign = async || {
+        let input = Some(blob::Input::Payload(b"message".to_vec().into()));
+        daemon.client().sign_blob(proto::SignBlobRequest { account: String::new(), input, algorithm: 0 }).await
+    };
+    for _ in 0..4 {
+        eventually("it signs", async || sign().await.is_ok()).await;
+        let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+        assert!(of_group(device) > 1);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(device), Signal::SIGKILL).unwrap();
+        eventually("nothing of it is left", async || of_group(device) == 0).await;
+    }
+    eventually("it signs", async || sign().await.is_ok()).await;
+    let [device] = daemon.device_processes()[..] else { panic!("{:?}", daemon.device_processes()) };
+    assert!(daemon.stop().success());
+    eventually("nothing of it is left", async || of_group(device) == 0).await;
+}
+
+/// How many processes live in a process group.
+fn of_group(group: i32) -> usize {
+    let of_group = |entry: fs::DirEntry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        Some(fields.next()? != "Z" && fields.nth(1)?.parse() == Ok(group))
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(of_group).filter(|lives_in_it| *lives_in_it).count()
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@
  *   context CODE                       C_Login for one use of a key answers CODE
  *   keypad                             C_GetTokenInfo shows a keypad, at which a wrong PIN is typed
  *   flip                               C_Sign flips a bit of the signature
+ *   fork                               C_Sign leaves a process behind, which has what this one has
  *   open PATH | signal PID             C_Sign tries to read and write a file, or to signal a process; what errno was then
  *                                      stands in SHIM_CONTROL.tried, one number for reading and one for writing
  *
@@ -200,6 +201,10 @@ static int opened(const char *path, int how) {
 
 static void misbehave(void) {
     char rest[128];
+    if (told("fork", NULL, 0) && fork() == 0) {
+        setsid();
+        for (;;) pause();
+    }
     if (told("open", rest, sizeof rest)) {
         rest[strcspn(rest, "\n")] = 0;
         tried(opened(rest + 1, O_RDONLY), opened(rest + 1, O_WRONLY));
