@@ -226,6 +226,12 @@ fn row(record: &Value) -> Vec<String> {
             (Some("gap"), Some(found)) => {
                 format!("records after number {found} are missing: the log was moved away, cut, removed or lost")
             }
+            (Some("mended"), _) => {
+                format!(
+                    "{} bytes that a crash had left behind the last record: --json tells how they began",
+                    record["bytes"]
+                )
+            }
             _ => rest.to_string(),
         };
         return vec![time, String::new(), String::new(), String::new(), text("event"), what];

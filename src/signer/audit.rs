@@ -322,7 +322,7 @@ fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for character in text.chars().take(254) {
         match character {
-            '\'' => escaped.push(character),
+            '\'' | '"' => escaped.push(character),
             other => escaped.extend(other.escape_debug()),
         }
     }
@@ -370,8 +370,8 @@ mod tests {
     }
 
     #[test]
-    fn what_steers_a_terminal_is_escaped_and_an_apostrophe_is_not() {
-        assert_eq!(escaped("the account's\n\u{1b}"), r"the account's\n\u{1b}");
+    fn what_steers_a_terminal_is_escaped_and_quotes_are_not() {
+        assert_eq!(escaped("the \"account's\"\n\u{1b}"), r#"the "account's"\n\u{1b}"#);
     }
 
     #[test]

@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Serialize;
 
 use super::log::OpenError;
+use super::timestamp;
 use crate::audit::{Head, LONGEST_LINE};
 use crate::key::hexadecimal;
 
@@ -70,6 +72,7 @@ fn is_text(line: &[u8]) -> bool {
 /// What is written in place of what a crash has left behind the last record: half a line, or NULs, that no reply has followed.
 #[derive(Serialize)]
 pub(super) struct Mended {
+    time: String,
     event: &'static str,
     /// How long it was.
     pub(super) bytes: u64,
@@ -96,7 +99,7 @@ impl Mended {
             bytes += read.len() as u64;
         }
         let sha256 = hexadecimal(hash.finish().as_ref());
-        Ok(torn.map(|torn| Self { event: "mended", bytes, sha256, torn }))
+        Ok(torn.map(|torn| Self { time: timestamp(SystemTime::now()), event: "mended", bytes, sha256, torn }))
     }
 }
 

@@ -217,8 +217,11 @@ impl LogFile {
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()?;
-        // Behind the log: a power cut may lose the note, but leaves none of what the log has lost.
+        self.file.sync_data()
+    }
+
+    /// Notes where the log ends. Behind a sync: a power cut may lose the note, but leaves none of what the log has lost.
+    pub(super) fn note(&self) -> io::Result<()> {
         if self.pending.is_empty() { self.noted.write_all_at(self.head.note().as_bytes(), 0) } else { Ok(()) }
     }
 

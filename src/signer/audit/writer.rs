@@ -285,10 +285,17 @@ impl OpenLog {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        let lost =
+            |why| io::Error::other(format!("the disk failed to keep records{why}; see to it, then restart signetd"));
         if self.lost {
-            return Err(io::Error::other("the disk failed to keep records; see to it, then restart signetd"));
+            return Err(lost(String::new()));
         }
-        self.file.sync().inspect_err(|_error| self.lost = true)?;
+        self.file.sync().map_err(|error| {
+            self.lost = true;
+            lost(format!(" ({error})"))
+        })?;
+        // A full disk may have no room for it. Nothing is lost by that: there is another sync until it is noted.
+        self.file.note()?;
         self.unsynced = None;
         Ok(())
     }
