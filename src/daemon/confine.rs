@@ -58,7 +58,7 @@ fn secrets(config: &Config) -> Vec<&Path> {
 
 fn tell_secrets_within_reach(config: &Config) {
     for secret in secrets(config) {
-        for folder in config.written().into_iter().filter(|folder| lies_in(secret, folder)) {
+        if let Some(folder) = config.written().into_iter().find(|folder| lies_in(secret, folder)) {
             tracing::warn!(secret = %secret.display(), folder = %folder.display(), "signetd itself needs this folder, so it could read the secret in it: keep it elsewhere");
         }
     }

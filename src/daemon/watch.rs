@@ -103,6 +103,8 @@ impl Watch {
                     },
                     // Nobody waits for a check: a device may hang, and a rule or a key be revoked meanwhile.
                     Some(checked) = seen.checking.join_next_with_id() => {
+                        // It may have outlived the process that it was to try, which is to be noticed first.
+                        self.follow_devices(&mut seen);
                         if let Ok((check, (key, outcome))) = checked {
                             seen.checked(check, &key, outcome);
                         }
@@ -138,7 +140,8 @@ impl Watch {
             if seen.devices.get(name) == Some(&now) {
                 continue;
             }
-            seen.log_health(name, &now.1);
+            let is_tried = self.signer.keyring().keys().iter().any(|key| key.is_active() && key.device() == name);
+            seen.log_health(name, &now.1, is_tried);
             seen.devices.insert(name.clone(), now);
             // A device that came back may be another one.
             self.doubt(name, seen);
@@ -242,9 +245,13 @@ impl Seen {
         self.key_faults.clear();
     }
 
-    fn log_health(&mut self, device: &DeviceName, health: &Health) {
+    /// `is_tried`: whether an active key of it is about to sign. Only that shows that a fault is over: many a device opens with it.
+    fn log_health(&mut self, device: &DeviceName, health: &Health, is_tried: bool) {
         match health {
             Health::Starting => tracing::debug!(%device, "the device is being opened"),
+            Health::Ready if is_tried && self.device_faults.contains_key(device) => {
+                tracing::debug!(%device, "the device is open");
+            }
             Health::Ready => {
                 self.device_faults.remove(device);
                 tracing::info!(%device, "the device is ready");
@@ -260,6 +267,9 @@ impl Seen {
         let (kid, device) = (key.kid(), key.device());
         match checked {
             Ok(()) => {
+                if self.device_faults.remove(device).is_some() {
+                    tracing::info!(%device, "the device is ready");
+                }
                 self.key_faults.remove(kid);
                 if self.checks.get(kid) != Some(&Ok(())) {
                     tracing::info!(%kid, %device, "the key is in its device");

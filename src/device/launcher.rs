@@ -134,8 +134,8 @@ pub fn run(
         let ends = SignalFd::with_flags(&ended, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         log::detach()?;
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
-        let (devices, children, dying) = (Vec::new(), HashMap::new(), Vec::new());
-        Launcher { program, arguments, socket, devices, file: None, reread, children, dying, ends }.serve()
+        let (devices, children, dying, told) = (Vec::new(), HashMap::new(), Vec::new(), HashMap::new());
+        Launcher { program, arguments, socket, devices, file: None, reread, children, dying, ends, told }.serve()
     });
     match launched {
         Ok(()) => 0,
@@ -160,6 +160,8 @@ struct Launcher<F> {
     dying: Vec<Child>,
     /// Tells that a child has ended.
     ends: SignalFd,
+    /// Why a device's process could not be started the last time: it is tried again and again, and told once.
+    told: HashMap<DeviceName, String>,
 }
 
 impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
@@ -199,8 +201,17 @@ impl<F: Fn(&Path) -> Result<Vec<DeviceConfig>, String>> Launcher<F> {
                 (self.devices, self.file) = (devices, Some(file));
             }
             (Order::Start { id, device, fingerprint }, Some(pipe)) => match self.start(&device, fingerprint, pipe) {
-                Ok(child) => drop(self.children.insert(id, child)),
-                Err(error) => tracing::error!(%device, "its process can't be started: {error}"),
+                Ok(child) => {
+                    self.told.remove(&device);
+                    self.children.insert(id, child);
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    if self.told.get(&device) != Some(&why) {
+                        tracing::error!(%device, "its process can't be started: {why}");
+                        self.told.insert(device, why);
+                    }
+                }
             },
             (Order::End { id }, None) => {
                 if let Some(mut child) = self.children.remove(&id) {

@@ -273,9 +273,8 @@ impl DeviceError {
     #[must_use]
     pub fn remedy(&self, device: &DeviceName) -> String {
         let remedy = match self {
-            Self::Transient(_) | Self::Away(_) | Self::Overloaded { .. } | Self::Late => {
-                "nothing: signetd goes on as soon as the device is back"
-            }
+            Self::Transient(_) | Self::Overloaded { .. } | Self::Late => "nothing: signetd tries again by itself",
+            Self::Away(_) => "see to the device: signetd goes on by itself as soon as it is back",
             Self::PinRefused(_) => return format!("correct the PIN file, then: signetctl device unlatch {device}"),
             Self::Permanent(_) => "bring back the device that holds this key, or retire the key: signetctl key retire",
             Self::Misconfigured(_) => {

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -21,6 +22,8 @@ use crate::support::daemon::{ACCOUNT, NO_DEVICE, TestDaemon, now, payload, reaso
 use crate::support::desk::openssl;
 use crate::support::eventually;
 use crate::support::http::send;
+use crate::support::modules::Shim;
+use crate::support::softhsm::SoftHsm;
 
 fn absent() -> TestDaemon {
     without_device(&TestDaemon::config(NO_DEVICE))
@@ -129,21 +132,69 @@ async fn an_absent_device_is_unavailable_with_a_time_to_retry_and_health_says_so
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
 }
 
+/// How often its device was opened, or tried to be.
+fn tries(address: SocketAddr, device: &str) -> u64 {
+    let metrics = send(address, "GET /metrics", &[], "").body;
+    let figure = format!("signet_device_generations_total{{device=\"{device}\"}} ");
+    let (_, tries) = metrics.split_once(&figure).unwrap();
+    tries.lines().next().unwrap().parse().unwrap()
+}
+
 /// Whoever is called at night reads the last lines of the log: a fault that lasts must not fill them.
 #[tokio::test]
 async fn a_fault_is_told_once_however_often_the_device_is_tried_and_again_after_a_reload() {
     let daemon = without_device(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{NO_DEVICE}")));
     let address = daemon.http();
-    let tries = || {
-        let metrics = send(address, "GET /metrics", &[], "").body;
-        let (_, tries) = metrics.split_once(r#"signet_device_generations_total{device="tpm"} "#).unwrap();
-        tries.lines().next().unwrap().parse::<u64>().unwrap()
-    };
     let told = || daemon.log().matches("the device can't be used").count();
-    eventually("it is tried for seconds", async || tries() >= 7).await;
+    eventually("it is tried for seconds", async || tries(address, "tpm") >= 7).await;
     assert_eq!(told(), 1, "{}", daemon.log());
     daemon.signal(Signal::SIGHUP);
     eventually("it is told again", async || told() == 2).await;
+}
+
+/// As does a device that opens, and then can't sign.
+#[tokio::test]
+async fn a_module_that_crashes_at_each_signature_is_told_once_and_that_it_is_over() {
+    let Some(token) = SoftHsm::new() else { return };
+    let shim = Shim::new(&token);
+    shim.tell("");
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{}", shim.toml())));
+    daemon.signetctl(&["key", "generate", "--device", "hsm"]);
+    daemon.spawn();
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    shim.tell("crash C_Sign");
+    let address = daemon.http();
+    let told = |what: &str| daemon.log().matches(what).count();
+    eventually("it is told", async || told("the device can't be used") > 0).await;
+    let then = tries(address, "hsm");
+    eventually("it is tried again and again", async || tries(address, "hsm") >= then + 3).await;
+    for line in ["lost a device process", "the device can't be used", "could not check the key"] {
+        assert!(told(line) <= 1, "{line}: {}", daemon.log());
+    }
+    let ready = told("the device is ready");
+    assert!(ready <= 2, "{}", daemon.log());
+    shim.tell("");
+    daemon.wait_for_health(ServingStatus::Serving).await;
+    eventually("it is told that it is over", async || told("the device is ready") > ready).await;
+    assert_eq!(told("the device is ready"), ready + 1, "{}", daemon.log());
+}
+
+/// As where a newer one is being installed.
+#[tokio::test]
+async fn a_program_that_is_gone_is_told_once_however_often_it_is_to_be_started() {
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&format!("http = \"127.0.0.1:0\"\n{NO_DEVICE}")));
+    let program = daemon.folder().join("signetd");
+    fs::copy(env!("CARGO_BIN_EXE_signetd"), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args(daemon.command().get_args()).stdin(Stdio::null());
+    daemon.spawn_as(command);
+    let address = daemon.http();
+    fs::remove_file(program).unwrap();
+    let told = || daemon.log().matches("its process can't be started").count();
+    eventually("it is told", async || told() > 0).await;
+    let then = tries(address, "tpm");
+    eventually("it is tried again and again", async || tries(address, "tpm") >= then + 3).await;
+    assert_eq!(told(), 1, "{}", daemon.log());
 }
 
 /// As a configuration that was written by hand has it.

@@ -316,8 +316,8 @@ impl Dispatcher {
             }
         }
         self.losses = if generation.right { 1 } else { self.losses + 1 };
-        // Once for each process that had worked; what it is now is for whoever follows the health to tell.
-        if generation.workers > 0 {
+        // Once for those that were lost one after the other; what it is now is for whoever follows the health to tell.
+        if generation.workers > 0 && self.losses == 1 {
             tracing::warn!(device = %self.config.name, "lost a device process: {error}");
         }
         let opened = generation.workers > 0;
