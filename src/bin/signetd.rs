@@ -27,7 +27,13 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 )]
 struct Arguments {
     /// The configuration file
-    #[arg(long, env = "SIGNET_CONFIG", default_value = "/etc/signet/signet.toml", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "SIGNET_CONFIG",
+        hide_env_values = true,
+        default_value = "/etc/signet/signet.toml",
+        value_name = "FILE"
+    )]
     config: PathBuf,
     /// What to log: error, warn, info, debug, trace, or directives such as signet=debug,h2=trace
     #[arg(long, default_value = "info", value_name = "LEVEL")]

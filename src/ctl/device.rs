@@ -24,7 +24,9 @@ pub(crate) use self::opened::{Leftover, OpenDevice};
 use super::failure::{Failure, explained};
 use super::{Global, table};
 use crate::config::Config;
-use crate::device::{self, DeviceConfig, DeviceError, DeviceKind, Pin, QUIET_TSS, TokenSelector, TpmParent, latch};
+use crate::device::{
+    self, DeviceConfig, DeviceError, DeviceKind, Pin, QUIET_TSS, TokenSelector, TpmConfig, TpmParent, latch,
+};
 use crate::file;
 use crate::key::DeviceName;
 
@@ -100,6 +102,9 @@ fn unusable(error: DeviceError, device: &DeviceConfig, config: &Config, anew: bo
                 _ => "start it",
             };
             explained(error, name).hint(format!("{remedy}; or {mend}"))
+        }
+        (error @ DeviceError::Misconfigured(_), DeviceKind::Tpm(TpmConfig { parent: None, .. })) if !anew => {
+            explained(error, name).hint(format!("signetctl device init {name}; or {mend}"))
         }
         (error @ DeviceError::Misconfigured(_), _) => {
             explained(error, name).hint(format!("{mend}, or the file or token that it names"))

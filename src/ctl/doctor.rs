@@ -263,7 +263,14 @@ fn of_device(global: &Global, config: &Config, name: &DeviceName) -> Result<Vec<
         let what = "its module may open all files that signetd's user may; `files` would say which";
         findings.push(Finding::good(format!("device {name}: {what}")));
     }
-    for key in Keyring::load(&config.state_dir)?.keys.iter().filter(|key| key.device == *name) {
+    let keyring = match Keyring::load(&config.state_dir) {
+        Ok(keyring) => keyring,
+        Err(error) => {
+            findings.push(Finding::failed(&Failure::from(error).context(format!("the keys of {name}"))));
+            return Ok(findings);
+        }
+    };
+    for key in keyring.keys.iter().filter(|key| key.device == *name) {
         let kid = &key.kid;
         findings.push(match opened.public_key(&key.locator) {
             Ok(public_key) if public_key == key.public_key => Finding::good(format!("key {kid}: in {name}")),
@@ -274,7 +281,7 @@ fn of_device(global: &Global, config: &Config, name: &DeviceName) -> Result<Vec<
             Err(failure) if opened.is_silent() => Finding::failed(&failure.context(format!("key {kid}"))),
             Err(failure) => Finding::bad(
                 format!("key {kid}: {failure}"),
-                format!("find the right token or TPM; or signetctl key delete {kid}"),
+                format!("find the right token or TPM; or, where that is lost: signetctl key delete {kid} --forget"),
             ),
         });
     }

@@ -25,7 +25,8 @@ Examples:
   eval \"$(signetctl env)\"
   signetctl env --shell fish | source
   signetctl env --shell systemd > /etc/systemd/system/app.service.d/signet.conf
-  eval \"$(signetctl env --external-account ~/signet.json --subject-token /run/signet-subjects/app/token)\"")]
+  eval \"$(signetctl env --external-account ~/signet.json \\
+      --subject-token /run/signet-subjects/app/token)\"")]
 pub(crate) struct Options {
     /// What is to read the lines
     #[arg(long, value_enum, default_value_t, value_name = "SHELL")]

@@ -163,7 +163,9 @@ pub(crate) fn explained(error: DeviceError, name: &DeviceName) -> Failure {
         ),
         DeviceError::Permanent(_) => (
             Exit::Failed,
-            format!("find the token or TPM that holds the key; signetctl doctor looks for all keys of {name}"),
+            format!(
+                "find the token or TPM that holds the key; or, where that is lost: signetctl key generate --device {name}"
+            ),
         ),
         DeviceError::Integrity(_) => (
             Exit::Failed,

@@ -299,6 +299,23 @@ fn a_key_whose_device_is_gone_can_be_forgotten() {
 }
 
 #[test]
+fn a_key_that_its_token_lost_is_forgotten_as_the_remedies_say() {
+    let Some(token) = SoftHsm::new() else { return };
+    let desk = Desk::softhsm(&token);
+    let kid = desk.done(&["key", "generate", "--device", "hsm"]);
+    let keyring = fs::read(desk.state().keyring()).unwrap();
+    desk.done(&["key", "delete", &kid, "--yes", "--force"]);
+    desk.write("state/keyring.json", &keyring);
+    let remedy = format!("signetctl key delete {kid} --forget");
+    let said = desk.refused(&["key", "delete", &kid, "--yes", "--force"], 1, "has no key");
+    assert!(said.contains(&remedy), "{said}");
+    let found = desk.signetctl(["doctor", "--device", "hsm"]).output().unwrap().stdout;
+    assert!(String::from_utf8(found).unwrap().contains(&remedy));
+    desk.done(&["key", "delete", &kid, "--yes", "--force", "--forget"]);
+    assert_eq!(desk.keys("hsm"), (Vec::new(), 0));
+}
+
+#[test]
 fn nobody_but_the_owner_of_the_state_folder_writes_into_it() {
     if !nix::unistd::geteuid().is_root() {
         return skip_optional("root, who can give a folder away");
@@ -640,8 +657,25 @@ fn another_tpm_is_not_taken_for_the_recorded_one() {
     let said = desk.refused(&["key", "generate", "--device", "tpm"], 1, "there is no storage key");
     assert!(said.contains(&format!("rm {}; signetctl device init tpm", record.display())), "{said}");
     fs::remove_file(record).unwrap();
+    let said = desk.refused(&["key", "generate", "--device", "tpm"], 4, "no storage key is recorded");
+    assert!(said.contains("try: signetctl device init tpm"), "{said}");
     desk.done(&["device", "init", "tpm"]);
     desk.done(&["key", "generate", "--device", "tpm"]);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_issued_again_is_published_without_a_reload() {
+    let Some(token) = SoftHsm::new() else { return };
+    let mut daemon = TestDaemon::prepare(&TestDaemon::config(&token.toml()));
+    let kid = daemon.signetctl(&["--quiet", "key", "generate", "--device", "hsm"]).trim().to_owned();
+    daemon.spawn();
+    daemon.wait_for_log("serving");
+    let issued = daemon.signetctl(&["--quiet", "key", "certificate", &kid, "--subject", "again"]);
+    let published = async || {
+        let certificates: serde_json::Value = serde_json::from_str(&daemon.signetctl(&["certificates"])).unwrap();
+        certificates[&kid].as_str().is_some_and(|pem| pem.trim() == issued.trim())
+    };
+    eventually("it is published", published).await;
 }
 
 #[test]
@@ -775,6 +809,11 @@ fn doctor_finds_what_is_wrong_and_says_how_to_mend_it() {
     token.write_pin(&right);
     found("PIN was refused");
     desk.done(&["device", "unlatch", "hsm"]);
+
+    let keyring = fs::read(desk.state().keyring()).unwrap();
+    desk.write("state/keyring.json", b"{");
+    found("the keys of hsm: ");
+    desk.write("state/keyring.json", &keyring);
 
     let (_, orphans) = desk.keys("hsm");
     assert_eq!(orphans, 0);

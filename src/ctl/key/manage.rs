@@ -143,12 +143,12 @@ pub(super) fn certificate(options: CertificateOptions, global: &Global, config: 
     let pem = issue(&mut opened, &key.locator, &key.public_key, key.algorithm, &options.profile)?;
     let path = config.state_dir.certificate(&key.kid);
     store(&path, &pem)?;
-    global.show(&json!({ "kid": key.kid, "certificate": path, "pem": pem }), &pem)?;
-    global.note(format!(
-        "Written to {}. For Google to know it:\n  {}",
-        path.display(),
-        upload_command(&path, &key.account)
-    ));
+    let (json, upload) =
+        (json!({ "kid": key.kid, "certificate": path, "pem": pem }), upload_command(&path, &key.account));
+    // As it is: signetd reads the certificates with it, and so publishes the new one.
+    keyring.save(&config.state_dir)?;
+    global.show(&json, &pem)?;
+    global.note(format!("Written to {}. For Google to know it:\n  {upload}", path.display()));
     Ok(())
 }
 
@@ -251,7 +251,8 @@ pub(super) fn delete(options: &DeleteOptions, global: &Global, config: &Config) 
             true => failure
                 .aftermath("whether it destroyed the key is not known, and the keyring still has it")
                 .hint(format!("when it answers again, signetctl key delete {0} again; with --forget where signetctl doctor --device {1} finds no key {0}", key.kid, key.device)),
-            false => failure,
+            false => failure
+                .hint(format!("find the token or TPM that holds it; or, where that is lost: signetctl key delete {} --forget", key.kid)),
         })?;
     }
     keyring.keys.retain(|other| other.kid != key.kid);
