@@ -104,7 +104,7 @@ fn any_part_could_be_object(symbols: &[u8]) -> bool {
     let dots = || symbols.iter().enumerate().filter(|(_, byte)| **byte == b'.').map(|(index, _)| index);
     let header = dots().next().and_then(|first| symbols.get(..first));
     let last = symbols.iter().rposition(|byte| *byte == b'.');
-    let payloads = dots().take(JUDGED_DOTS).chain(last).filter_map(|dot| symbols.get(dot + 1..));
+    let payloads = dots().take(JUDGED_DOTS).chain(last).filter_map(|dot| symbols.get(dot..));
     header.into_iter().chain([symbols]).chain(payloads).any(could_be_object)
 }
 
@@ -112,7 +112,7 @@ fn any_part_could_be_object(symbols: &[u8]) -> bool {
 fn could_be_object(part: &[u8]) -> bool {
     let symbols: Vec<u8> = part.iter().copied().filter(|byte| *byte != b'.').take(MAX_SYMBOLS).collect();
     ALPHABETS.into_iter().any(|alphabet| {
-        [Padding::Dropped, Padding::Ends, Padding::Restarts].into_iter().any(|padding| {
+        [Padding::Skipped, Padding::Restarts].into_iter().any(|padding| {
             let mut rest = symbols.iter().copied();
             let begins = begins_object(Decoder::new(&mut rest, alphabet, padding));
             // What is still undecided after so many could be anything.
@@ -133,13 +133,11 @@ struct Decoder<I> {
 /// The characters that stand for 62 and for 63.
 type Alphabet = [&'static [u8]; 2];
 
-/// What a decoder makes of `=`.
+/// What a decoder makes of `=`. One that stops there sees no object that one which skips it does not.
 #[derive(Clone, Copy)]
 enum Padding {
     /// It skips it.
-    Dropped,
-    /// It stops there.
-    Ends,
+    Skipped,
     /// It goes on with the next group of four.
     Restarts,
 }
@@ -151,7 +149,6 @@ impl<I: Iterator<Item = u8>> Iterator for Decoder<I> {
         while self.bits < 8 {
             let symbol = self.symbols.next()?;
             match (symbol, self.padding) {
-                (b'=', Padding::Ends) => return None,
                 (b'=', Padding::Restarts) => self.bits = 0,
                 _ => {
                     if let Some(value) = self.value(symbol) {
@@ -354,12 +351,15 @@ mod tests {
         for header in [utf16(HEADER), utf16be(HEADER), utf32(HEADER), utf16(&format!("\u{feff}{HEADER}"))] {
             assert_refused(join(&header, claims.as_bytes()).as_bytes());
         }
+        let header_alone = join(header, b"innocent");
         for foreign in
             ["\n", "!", "%%", "!!!!", "é", "\0", " ", "\u{feff}", "=", "====", "+", "//", "-_-_", ",", "\r\n"]
         {
             for place in [0, 1, 2, 3, 10] {
-                let (before, after) = valid.split_at(place);
-                assert_refused(format!("{before}{foreign}{after}").as_bytes());
+                for valid in [&valid, &header_alone] {
+                    let (before, after) = valid.split_at(place);
+                    assert_refused(format!("{before}{foreign}{after}").as_bytes());
+                }
             }
             assert_refused(format!("{valid}{foreign}").as_bytes());
             assert_refused(format!("{valid}.{foreign}").as_bytes());
@@ -375,6 +375,8 @@ mod tests {
         assert_refused(format!("{}.{}", wide(head), wide(payload)).as_bytes());
         assert_refused(format!("{}.{payload}", wide(head)).as_bytes());
         assert_refused(format!("x.{}", wide(payload)).as_bytes());
+        // U+012E is no dot.
+        assert_refused(format!("{}.{}\u{12e}x", "x\u{12e}".repeat(JUDGED_DOTS + 1), wide(payload)).as_bytes());
         assert_refused(&utf16(&valid));
     }
 
@@ -386,6 +388,7 @@ mod tests {
             format!(".{payload}"),
             format!("GOOG4-RSA-SHA256\n.{payload}"),
             format!("GOOG4-RSA-SHA256\nx.y.{payload}"),
+            format!("GOOG4-RSA-SHA256\nx.y.{payload}.z"),
             format!("a.b.c.d.e.f.g.{payload}"),
             format!("{header}."),
             format!("{header}.raw payload"),
@@ -396,6 +399,7 @@ mod tests {
             format!("x.{}{payload}", "ICAg".repeat(5000)),
             format!("x.{}{payload}", "+".repeat(9000)),
             format!("x.{}{payload}", "!".repeat(9000)),
+            format!("x.{}{payload}", "=".repeat(9000)),
         ] {
             assert_refused(blob.as_bytes());
         }
@@ -405,6 +409,7 @@ mod tests {
     fn signed_urls_policies_and_other_documents_are_blobs() {
         let policy = STANDARD.encode(r#"{"conditions":[{"key":"a.txt"}],"expiration":"2026-01-01T00:00:00Z"}"#);
         assert!(policy.starts_with("eyJ"));
+        let encoded = |text: &str| format!("x.{}", URL_SAFE_NO_PAD.encode(text));
         for blob in [
             "",
             ".",
@@ -417,6 +422,13 @@ mod tests {
             "-----BEGIN CERTIFICATE-----\nMIIB.\n-----END CERTIFICATE-----\n",
             "example.com,www.example.com",
             "The end. {\"not\":\"encoded\"}",
+            &"A long story. ".repeat(1000),
+            &URL_SAFE_NO_PAD.encode(")]or."),
+            &encoded(")]or"),
+            &encoded("){}"),
+            &encoded("{abc def}"),
+            &encoded("{:1}"),
+            &encoded(&format!("{}{{abc def}}", " ".repeat(MAX_BLANKS))),
         ] {
             assert!(matches!(judged(blob.as_bytes()), Shape::Blob), "{blob}");
         }
