@@ -390,7 +390,7 @@ mod tests {
     async fn those_who_connect_and_close_take_nobodys_turn() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("signet.sock");
-        let listener = Listener::bind(&path, 0o600, None).unwrap();
+        let listener = Listener::bind(Place::take(&path).unwrap(), 0o600, None).unwrap();
         (0..AT_ONCE + 10).for_each(|_| drop(UnixStream::connect(&path).unwrap()));
         UnixStream::connect(&path).unwrap().write_all(b"asks, and is gone").unwrap();
         let mut waiting = UnixStream::connect(&path).unwrap();
