@@ -31,8 +31,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use clap::error::ErrorKind;
-use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, ColorChoice, Parser, Subcommand};
 use nix::sys::signal::{Signal, raise};
 use serde::Serialize;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -48,7 +47,7 @@ pub use shell::manual_page;
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| without_environment(error).exit());
+    let cli = Cli::try_parse().unwrap_or_else(|error| shell::without_environment(error).exit());
     match cli.global.color {
         ColorChoice::Auto => {}
         ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
@@ -64,17 +63,6 @@ pub fn main() -> ExitCode {
     };
     end_in_time();
     code
-}
-
-/// The error of a command line as it is without the environment: clap's usage names what stands there as if it were required.
-fn without_environment(error: clap::Error) -> clap::Error {
-    if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return error;
-    }
-    let named = ["config", "socket"];
-    let command =
-        named.into_iter().fold(Cli::command(), |command, name| command.mut_arg(name, |arg| arg.env(None::<&str>)));
-    command.try_get_matches().err().unwrap_or(error)
 }
 
 /// Ends this process should its end take too long: a module that hangs may hang in its destructors, too.

@@ -1,9 +1,10 @@
-//! `completions` and `man`: generated from the command line's own description.
+//! What is made of the command line's own description: `completions`, `man`, and the errors of usage.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
+use clap::error::ErrorKind;
 use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 
@@ -53,4 +54,15 @@ fn with_section(page: &str, heading: &str, anew: impl FnOnce(&str) -> String) ->
     let Some((before, section)) = page.split_once(&format!(".SH {heading}\n")) else { return page.to_owned() };
     let (section, after) = section.split_at(section.find(".SH ").unwrap_or(section.len()));
     format!("{before}{}{after}", anew(section))
+}
+
+/// The error of a command line as it is without the environment: clap's usage names what stands there as if it were required.
+pub(crate) fn without_environment(error: clap::Error) -> clap::Error {
+    if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return error;
+    }
+    let named = ["config", "socket"];
+    let command =
+        named.into_iter().fold(Cli::command(), |command, name| command.mut_arg(name, |arg| arg.env(None::<&str>)));
+    command.try_get_matches().err().unwrap_or(error)
 }

@@ -3,6 +3,7 @@
 //! wait together at once; and what is counted as one line.
 
 mod behind;
+mod open;
 
 use std::io;
 use std::path::Path;
@@ -21,10 +22,11 @@ use tokio::time::timeout_at;
 use super::super::metrics::Requests;
 use super::counted::{Counted, Shared};
 use super::journal::Journal;
-use super::log::{Extent, LogFile, OpenError, Unanswered, Written};
+use super::log::{Extent, LogFile, OpenError, Unanswered};
 use super::{Entry, Event, OK, UNWRITABLE};
 use crate::audit::{Fsync, Head, Rotation};
 use behind::Thread;
+use open::OpenLog;
 
 /// The log, and the way to the thread that writes what is not written at once.
 #[derive(Clone, Debug)]
@@ -51,15 +53,6 @@ struct Log {
 }
 
 #[derive(Debug)]
-struct OpenLog {
-    file: LogFile,
-    /// Since when there is something that is not synced.
-    unsynced: Option<Instant>,
-    /// Whether a sync has failed. The kernel tells once, and the next one would seem to work.
-    lost: bool,
-}
-
-#[derive(Debug)]
 enum Message {
     /// To be written, where it has no number, and so was not added to what is; whoever waits is told whether it was.
     Entry { entry: Box<Entry>, number: Option<u64>, reply: Option<oneshot::Sender<bool>> },
@@ -78,7 +71,7 @@ enum Message {
 impl Writer {
     /// Opens the log and starts the thread.
     pub(super) fn open(path: &Path, fsync: Fsync, rotation: Rotation) -> Result<Self, OpenError> {
-        let open = Mutex::new(OpenLog { file: LogFile::open(path, rotation)?, unsynced: None, lost: false });
+        let open = Mutex::new(OpenLog::new(LogFile::open(path, rotation)?));
         let (writable, ended, waiting) = (AtomicBool::new(true), AtomicBool::new(false), AtomicUsize::new(0));
         let (trouble, counted, requests) = (Mutex::new(String::new()), Counted::new(), Requests::new());
         let log = Arc::new(Log { open, fsync, writable, trouble, ended, waiting, counted, requests });
@@ -268,37 +261,6 @@ async fn others_first() {
         Poll::Pending
     })
     .await;
-}
-
-impl OpenLog {
-    /// Writes what was added, or keeps it until that is possible.
-    fn write(&mut self, fsync: Fsync) -> io::Result<()> {
-        if self.file.write()? == Written::Something && fsync != Fsync::Never {
-            self.unsynced.get_or_insert_with(Instant::now);
-        }
-        Ok(())
-    }
-
-    fn sync_where_due(&mut self, fsync: Fsync) -> io::Result<()> {
-        let wait = if fsync == Fsync::Always { Duration::ZERO } else { SYNC_INTERVAL };
-        if self.unsynced.is_some_and(|since| since.elapsed() >= wait) { self.sync() } else { Ok(()) }
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        let lost =
-            |why| io::Error::other(format!("the disk failed to keep records{why}; see to it, then restart signetd"));
-        if self.lost {
-            return Err(lost(String::new()));
-        }
-        self.file.sync().map_err(|error| {
-            self.lost = true;
-            lost(format!(" ({error})"))
-        })?;
-        // A full disk may have no room for it. Nothing is lost by that: there is another sync until it is noted.
-        self.file.note()?;
-        self.unsynced = None;
-        Ok(())
-    }
 }
 
 impl Log {
