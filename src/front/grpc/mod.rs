@@ -12,6 +12,7 @@ mod rpc;
 mod signer;
 mod status;
 mod stream;
+mod turns;
 mod upload;
 
 use std::convert::Infallible;
@@ -39,6 +40,7 @@ use listen::Connection;
 pub use listen::{BindError, Listener, Place};
 use rpc::Peer;
 pub use status::Readiness;
+use turns::Turns;
 use upload::Uploads;
 
 /// Serves until `stop` is done; then the socket is gone, and the requests on their way finish.
@@ -70,6 +72,7 @@ pub async fn serve(
 struct Services {
     routes: Vec<(&'static str, Route)>,
     uploads: Uploads,
+    turns: Turns,
 }
 
 type Route = Box<dyn Fn(Request<Body>) -> BoxFuture<Response<Body>, Infallible> + Send + Sync>;
@@ -92,16 +95,20 @@ impl Services {
             route(status::reflection().build_v1()?.max_decoding_message_size(limits::QUESTION)),
             route(status::reflection().build_v1alpha()?.max_decoding_message_size(limits::QUESTION)),
         ];
-        Ok(Self { routes, uploads: Uploads::new() })
+        Ok(Self { routes, uploads: Uploads::new(), turns: Turns::default() })
     }
 
     /// Answers what comes by a connection.
     async fn converse(self: Arc<Self>, connection: Connection, mut stopped: watch::Receiver<()>) {
         let (owed, user) = (Arc::new(()), connection.user());
+        let turn = self.turns.of(user.uid);
         let peer = Peer { caller: Arc::new(connection.caller().clone()), owed: Arc::downgrade(&owed) };
         let service = service_fn(|request| {
-            let (services, peer) = (Arc::clone(&self), peer.clone());
-            async move { services.answer(request, peer, user).await }
+            let (services, peer, turn) = (Arc::clone(&self), peer.clone(), Arc::clone(&turn));
+            async move {
+                turn.begin().await;
+                services.answer(request, peer, user).await
+            }
         });
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
