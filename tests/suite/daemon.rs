@@ -168,8 +168,10 @@ async fn a_module_that_crashes_at_each_signature_is_told_once_and_that_it_is_ove
     eventually("it is told", async || told("the device can't be used") > 0).await;
     let then = tries(address, "hsm");
     eventually("it is tried again and again", async || tries(address, "hsm") >= then + 3).await;
-    for line in ["lost a device process", "the device can't be used", "could not check the key"] {
-        assert!(told(line) <= 1, "{line}: {}", daemon.log());
+    // One that was lost with a request that an earlier one was lost with is told of, too: the request is to blame.
+    for (line, times) in [("lost a device process", 2), ("the device can't be used", 1), ("could not check the key", 1)]
+    {
+        assert!(told(line) <= times, "{line}: {}", daemon.log());
     }
     let ready = told("the device is ready");
     assert!(ready <= 2, "{}", daemon.log());
